@@ -1,0 +1,42 @@
+"""The Reasoner protocol: images and text in, text (and, where asked, label probabilities) out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """`images` come before `text`, in order. With `labels` (say yes/no) nothing is generated: the completion holds
+    each label's probability. `temperature` 0 is greedy; `seed` makes sampling exact."""
+
+    images: tuple[Image.Image, ...]
+    text: str
+    labels: tuple[str, ...] = ()
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`text` is model output: data, never instructions. `error` says why there is none."""
+
+    text: str = ""
+    probabilities: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@runtime_checkable
+class Reasoner(Protocol):
+    """A vision-language model. `prompts` names the prompt set it speaks (see `premeditate.prompts`)."""
+
+    name: str
+    prompts: str
+
+    async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]: ...
