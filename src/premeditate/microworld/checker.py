@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from premeditate.microworld.language import parse_thing
+from premeditate.microworld.language import PlanError, parse_thing
 from premeditate.microworld.render import CELL, SIDE, cells_of, templates
 from premeditate.microworld.scene import CELL_NAMES, CELLS, Scene
 from premeditate.trace import ChecklistItem
@@ -105,7 +105,7 @@ def answer(question: str, source: Scene, edit: Decoded) -> bool | None:
     if found := _THERE.fullmatch(text):
         try:
             return edit.scene[CELL_NAMES.index(found["cell"])] == parse_thing(found["thing"])
-        except ValueError:
+        except PlanError:
             return None
     if found := _EMPTY.fullmatch(text):
         return edit.scene[CELL_NAMES.index(found["cell"])] is None

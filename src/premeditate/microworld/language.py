@@ -168,6 +168,9 @@ _PATTERNS = {op: re.compile(pattern) for op, pattern in _STEPS.items()}
 
 
 def parse_thing(text: str) -> Thing:
+    """Reads "small red circle". Raises PlanError for anything else."""
+    if not re.fullmatch(_THING, text):
+        raise PlanError(f"not a thing of this world: {text[:80]!r}")
     size, colour, shape = text.split()
     return Thing(shape, colour, size)
 

@@ -1,0 +1,1 @@
+"""Datasets: folders of tasks, read and written in one format."""
