@@ -241,8 +241,15 @@ class Trace(Record):
 
     @classmethod
     def start(cls, event: Started) -> Trace:
-        return cls(version=event.version, id=event.trace_id, task=event.task, settings=event.settings,
-                   versions=event.versions, started=event.time, chains=(Chain(),) * event.chains)
+        return cls(
+            version=event.version,
+            id=event.trace_id,
+            task=event.task,
+            settings=event.settings,
+            versions=event.versions,
+            started=event.time,
+            chains=(Chain(),) * event.chains,
+        )
 
     def apply(self, event: Event) -> Trace:
         """The trace after one more event. Raises ValueError for an event that does not follow from this trace."""
@@ -252,8 +259,15 @@ class Trace(Record):
             case ChecklistWritten():
                 return self.model_copy(update={"checklist": event.checklist})
             case Finished():
-                return self.model_copy(update={"selection": event.selection, "error": event.error, "finished": True,
-                                               "seconds": event.seconds, "calls": event.calls})
+                return self.model_copy(
+                    update={
+                        "selection": event.selection,
+                        "error": event.error,
+                        "finished": True,
+                        "seconds": event.seconds,
+                        "calls": event.calls,
+                    }
+                )
         if not 0 <= event.chain < len(self.chains):
             raise ValueError(f"event for chain {event.chain} of {len(self.chains)}")
         chain = self.chains[event.chain]

@@ -90,8 +90,9 @@ def templates() -> np.ndarray:
 
 def render_codes(codes: np.ndarray) -> np.ndarray:
     """int [B, 16] -> uint8 [B, 64, 64, 3]."""
-    cells = templates()[np.arange(CELLS), codes]
-    return cells.reshape(-1, GRID, GRID, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, SIDE, SIDE, 3)
+    cells: np.ndarray = templates()[np.arange(CELLS), codes]
+    grid = cells.reshape(-1, GRID, GRID, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(grid.reshape(-1, SIDE, SIDE, 3))
 
 
 def render(scene: Scene) -> Image.Image:

@@ -28,8 +28,10 @@ class Thing(NamedTuple):
     @property
     def code(self) -> int:
         """1..64; 0 is the empty cell."""
-        return 1 + (SHAPES.index(self.shape) * len(COLOURS) + COLOURS.index(self.colour)) * len(SIZES) + SIZES.index(
-            self.size
+        return (
+            1
+            + (SHAPES.index(self.shape) * len(COLOURS) + COLOURS.index(self.colour)) * len(SIZES)
+            + SIZES.index(self.size)
         )
 
     @property

@@ -66,7 +66,9 @@ class MicroTask:
         }
 
 
-def build(family: Family, rng: random.Random, *, held_out: bool = False, seed: int = 0, split: str = "train") -> MicroTask:
+def build(
+    family: Family, rng: random.Random, *, held_out: bool = False, seed: int = 0, split: str = "train"
+) -> MicroTask:
     """Draws until the task is well posed: it changes the scene, and holds a held-out pair exactly where asked to."""
     while True:
         draft = family.build(rng)
@@ -75,14 +77,17 @@ def build(family: Family, rng: random.Random, *, held_out: bool = False, seed: i
         steps, target = canonical(draft.source, draft.steps)
         if target == draft.source or (draft.source.held_out or target.held_out) != held_out:
             continue
-        return MicroTask(family.kind, family.name, draft.instruction, draft.source, target, steps, draft.explanation,
-                         seed, split)  # fmt: skip
+        return MicroTask(
+            family.kind, family.name, draft.instruction, draft.source, target, steps, draft.explanation, seed, split
+        )
 
 
 _BY_KIND = {kind: tuple(f for f in TRAINED if f.kind == kind) for kind in KINDS}
 
 
-def sample_task(seed: int, split: Split = "train", *, family: Family | None = None, kind: str | None = None) -> MicroTask:
+def sample_task(
+    seed: int, split: Split = "train", *, family: Family | None = None, kind: str | None = None
+) -> MicroTask:
     """One task. The same (seed, split) gives the same task, on any machine.
 
     `seed` is shifted by TEST_SEEDS in every split but *train*. Kinds are drawn evenly, then families within the kind;

@@ -56,7 +56,9 @@ class Terse:
             if question.strip()
         ]
         complete = bool(items) and not parts[0].strip() and all(b.rstrip().endswith("?") for b in parts[2::2])
-        return Checklist(status="scored" if complete else "unparsable", items=tuple(items) if complete else (), raw=text)
+        return Checklist(
+            status="scored" if complete else "unparsable", items=tuple(items) if complete else (), raw=text
+        )
 
     def write_checklist(self, items: Sequence[ChecklistItem]) -> str:
         out = []

@@ -53,7 +53,9 @@ class Stage:
         self.cells[index] = thing
         return index
 
-    def fill(self, low: int, high: int, allow: Callable[[Thing], bool] = lambda _: True, among: Sequence[int] = ()) -> None:
+    def fill(
+        self, low: int, high: int, allow: Callable[[Thing], bool] = lambda _: True, among: Sequence[int] = ()
+    ) -> None:
         """Adds `low`..`high` random things that `allow` accepts to free cells (of `among`, if given)."""
         free = [i for i in (among or range(CELLS)) if self.cells[i] is None]
         for index in self.rng.sample(free, min(len(free), self.rng.randint(low, high))):
@@ -124,4 +126,3 @@ def add(thing: Thing, index: int) -> Step:
 
 def other_than(rng: random.Random, words: Sequence[str], *not_these: str) -> str:
     return rng.choice([w for w in words if w not in not_these])
-

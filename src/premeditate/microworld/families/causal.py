@@ -102,24 +102,64 @@ FAMILIES = (
     Family("push", "causal", _push),
     Family("mix", "causal", _mix),
     Family("magnet", "causal", _magnet),
-    Family("flame", "causal", one_thing(
-        "triangle", "green",
-        ("a flame reaches the tree", "what is left of the tree after a fire", "hold a flame to the tree"),
-        "a burnt tree leaves a small heap of ash, a small gray circle", into=("circle", "gray", "small"))),
-    Family("douse", "causal", one_thing(
-        "triangle", "red",
-        ("pour water over the fire", "rain falls on the fire", "what does water do to the fire"),
-        "water puts the fire, a red triangle, out", into=None)),
-    Family("pop", "causal", one_thing(
-        "circle", "purple",
-        ("a needle touches the balloon", "pop the balloon", "what happens when the balloon meets a needle"),
-        "the balloon, a purple circle, pops and is gone", into=None)),
-    Family("freeze", "causal", one_thing(
-        "circle", "blue",
-        ("put the water in the freezer", "the water freezes over night", "what does the water become in the freezer"),
-        "water freezes to ice, which is a cyan square", into=("square", "cyan", None))),
-    Family("heat_ice", "causal", one_thing(
-        "square", "cyan",
-        ("hold a flame to the ice", "a flame reaches the ice", "what is left of the ice after a fire"),
-        "a flame melts ice to water, which is a blue circle", into=("circle", "blue", None)), held_out=True),
-)  # fmt: skip
+    Family(
+        "flame",
+        "causal",
+        one_thing(
+            "triangle",
+            "green",
+            ("a flame reaches the tree", "what is left of the tree after a fire", "hold a flame to the tree"),
+            "a burnt tree leaves a small heap of ash, a small gray circle",
+            into=("circle", "gray", "small"),
+        ),
+    ),
+    Family(
+        "douse",
+        "causal",
+        one_thing(
+            "triangle",
+            "red",
+            ("pour water over the fire", "rain falls on the fire", "what does water do to the fire"),
+            "water puts the fire, a red triangle, out",
+            into=None,
+        ),
+    ),
+    Family(
+        "pop",
+        "causal",
+        one_thing(
+            "circle",
+            "purple",
+            ("a needle touches the balloon", "pop the balloon", "what happens when the balloon meets a needle"),
+            "the balloon, a purple circle, pops and is gone",
+            into=None,
+        ),
+    ),
+    Family(
+        "freeze",
+        "causal",
+        one_thing(
+            "circle",
+            "blue",
+            (
+                "put the water in the freezer",
+                "the water freezes over night",
+                "what does the water become in the freezer",
+            ),
+            "water freezes to ice, which is a cyan square",
+            into=("square", "cyan", None),
+        ),
+    ),
+    Family(
+        "heat_ice",
+        "causal",
+        one_thing(
+            "square",
+            "cyan",
+            ("hold a flame to the ice", "a flame reaches the ice", "what is left of the ice after a fire"),
+            "a flame melts ice to water, which is a blue circle",
+            into=("circle", "blue", None),
+        ),
+        held_out=True,
+    ),
+)

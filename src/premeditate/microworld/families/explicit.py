@@ -100,4 +100,3 @@ FAMILIES = (
     Family("two_steps", "explicit", _sequence((None, None))),
     Family("three_steps", "explicit", _sequence((None, None, None))),
 )
-

@@ -47,8 +47,11 @@ def _odd_one_out(rng: random.Random) -> Draft | None:
     if act is None:
         return None
     text, step = act
-    words = (text, text.replace("the odd one out", "the one that does not belong"),
-             text.replace("the odd one out", "the one unlike the others"))  # fmt: skip
+    words = (
+        text,
+        text.replace("the odd one out", "the one that does not belong"),
+        text.replace("the odd one out", "the one unlike the others"),
+    )
     return Draft(stage.scene(), (step,), rng.choice(words), f"all the others share one {attribute}")
 
 
@@ -68,8 +71,12 @@ def _pattern(rng: random.Random) -> Draft | None:
     if rng.random() < 0.5:
         stage.fill(1, 1, f.unlike(one, two), among=[i for i in stage.free() if i != spots[hole]])
     words = ("complete the pattern", "what is missing in the pattern", "fill the gap in the series")
-    return Draft(stage.scene(), (f.add((one, two)[hole % 2], spots[hole]),), rng.choice(words),
-                 "two things take turns along the line")  # fmt: skip
+    return Draft(
+        stage.scene(),
+        (f.add((one, two)[hole % 2], spots[hole]),),
+        rng.choice(words),
+        "two things take turns along the line",
+    )
 
 
 def _by_size(size: str, name: str) -> f.Build:
@@ -83,8 +90,11 @@ def _by_size(size: str, name: str) -> f.Build:
         if act is None:
             return None
         text, step = act
-        words = (text, text.replace(f"the {name} thing", f"what is the {name} of all"),
-                 text.replace(f"the {name} thing", f"the {name} one"))  # fmt: skip
+        words = (
+            text,
+            text.replace(f"the {name} thing", f"what is the {name} of all"),
+            text.replace(f"the {name} thing", f"the {name} one"),
+        )
         return Draft(stage.scene(), (step,), rng.choice(words), f"only one thing is {size}")
 
     return build
@@ -99,8 +109,11 @@ def _match_colour(rng: random.Random) -> Draft | None:
     stage.place(model)
     index = stage.place(thing)
     stage.fill(1, 3, lambda t: t.shape not in (one, two))
-    words = (f"give the {two} the colour of the {one}", f"paint the {two} like the {one}",
-             f"the {two} should have the same colour as the {one}")  # fmt: skip
+    words = (
+        f"give the {two} the colour of the {one}",
+        f"paint the {two} like the {one}",
+        f"the {two} should have the same colour as the {one}",
+    )
     return Draft(stage.scene(), (f.recolour(index, model.colour),), rng.choice(words), f"the {one} is {model.colour}")
 
 
@@ -113,10 +126,14 @@ def _match_shape(rng: random.Random) -> Draft | None:
     stage.place(model)
     index = stage.place(thing)
     stage.fill(1, 3, lambda t: t.colour not in (one, two))
-    words = (f"turn the {two} thing into the same shape as the {one} one",
-             f"the {two} one should have the same shape as the {one} one",
-             f"give the {two} thing the shape of the {one} thing")  # fmt: skip
-    return Draft(stage.scene(), (f.reshape(index, model.shape),), rng.choice(words), f"the {one} one is a {model.shape}")
+    words = (
+        f"turn the {two} thing into the same shape as the {one} one",
+        f"the {two} one should have the same shape as the {one} one",
+        f"give the {two} thing the shape of the {one} thing",
+    )
+    return Draft(
+        stage.scene(), (f.reshape(index, model.shape),), rng.choice(words), f"the {one} one is a {model.shape}"
+    )
 
 
 def _majority(rng: random.Random) -> Draft | None:
@@ -133,8 +150,11 @@ def _majority(rng: random.Random) -> Draft | None:
     counts = Counter(t.colour for _, t in stage.scene().things())
     if counts.most_common(2)[1][1] >= 3:
         return None
-    words = (f"paint the {shape} in the most common colour", f"give the {shape} the colour that most things have",
-             f"the {shape} should take the colour of the majority")  # fmt: skip
+    words = (
+        f"paint the {shape} in the most common colour",
+        f"give the {shape} the colour that most things have",
+        f"the {shape} should take the colour of the majority",
+    )
     return Draft(stage.scene(), (f.recolour(index, colour),), rng.choice(words), f"most things are {colour}")
 
 
@@ -151,12 +171,18 @@ def _if_then(rng: random.Random) -> Draft | None:
         stage.place(asked)
     stage.fill(2, 4, lambda t: t.shape != shape and not f.alike(t, asked))
     yes, no = rng.sample([c for c in COLOURS if c != thing.colour], 2)
-    words = ("if there is {asked} , paint the {shape} {yes} , otherwise paint it {no}",
-             "paint the {shape} {yes} if you see {asked} , else {no}",
-             "is there {asked} ? then the {shape} becomes {yes} , if not {no}")  # fmt: skip
+    words = (
+        "if there is {asked} , paint the {shape} {yes} , otherwise paint it {no}",
+        "paint the {shape} {yes} if you see {asked} , else {no}",
+        "is there {asked} ? then the {shape} becomes {yes} , if not {no}",
+    )
     text = rng.choice(words).format(asked=f.a(f"{asked.colour} {asked.shape}"), shape=shape, yes=yes, no=no)
-    return Draft(stage.scene(), (f.recolour(index, yes if present else no),), text,
-                 f"there is {'one' if present else 'no'} {asked.colour} {asked.shape}")  # fmt: skip
+    return Draft(
+        stage.scene(),
+        (f.recolour(index, yes if present else no),),
+        text,
+        f"there is {'one' if present else 'no'} {asked.colour} {asked.shape}",
+    )
 
 
 def _count(rng: random.Random) -> Draft | None:
@@ -172,12 +198,18 @@ def _count(rng: random.Random) -> Draft | None:
         for _ in range(number):
             stage.place(random_thing(rng, shape=name))
     yes, no = rng.sample([c for c in COLOURS if c != thing.colour], 2)
-    words = ("if there are more {one} than {two} , paint the {shape} {yes} , otherwise paint it {no}",
-             "count the {one} and the {two} : with more {one} the {shape} becomes {yes} , otherwise {no}",
-             "paint the {shape} {yes} if {one} outnumber {two} , else {no}")  # fmt: skip
+    words = (
+        "if there are more {one} than {two} , paint the {shape} {yes} , otherwise paint it {no}",
+        "count the {one} and the {two} : with more {one} the {shape} becomes {yes} , otherwise {no}",
+        "paint the {shape} {yes} if {one} outnumber {two} , else {no}",
+    )
     text = rng.choice(words).format(one=PLURAL[one], two=PLURAL[two], shape=shape, yes=yes, no=no)
-    return Draft(stage.scene(), (f.recolour(index, yes if first_wins else no),), text,
-                 f"there are {more if first_wins else less} {PLURAL[one]} and {less if first_wins else more} {PLURAL[two]}")  # fmt: skip
+    return Draft(
+        stage.scene(),
+        (f.recolour(index, yes if first_wins else no),),
+        text,
+        f"there are {more if first_wins else less} {PLURAL[one]} and {less if first_wins else more} {PLURAL[two]}",
+    )
 
 
 def _only(rng: random.Random) -> Draft | None:

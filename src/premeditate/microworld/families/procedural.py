@@ -26,7 +26,9 @@ def _paint_every(rng: random.Random) -> Draft | None:
     if any(source[i].colour == colour for i in spots):  # type: ignore[union-attr]
         return None
     words = (f"paint every {shape} {colour}", f"all {shape}s should be {colour}", f"make each {shape} {colour}")
-    return Draft(source, tuple(f.recolour(i, colour) for i in spots), rng.choice(words), f"there are {len(spots)} {shape}s")
+    return Draft(
+        source, tuple(f.recolour(i, colour) for i in spots), rng.choice(words), f"there are {len(spots)} {shape}s"
+    )
 
 
 def _grow_every(rng: random.Random) -> Draft | None:
@@ -61,8 +63,11 @@ def _traffic_light(rng: random.Random) -> Draft | None:
     column = [cell(x, y) for y in range(GRID)]
     stage.fill(2, 4, among=[i for i in range(CELLS) if i not in column])
     name = CELL_NAMES[x][0]
-    words = (f"build a traffic light in column {name}", f"column {name} becomes a traffic light",
-             f"set up a traffic light in column {name}")  # fmt: skip
+    words = (
+        f"build a traffic light in column {name}",
+        f"column {name} becomes a traffic light",
+        f"set up a traffic light in column {name}",
+    )
     steps = tuple(f.add(Thing("circle", c, "large"), column[k]) for k, c in enumerate(("red", "yellow", "green")))
     return Draft(stage.scene(), steps, rng.choice(words), "red above yellow above green, from the top")
 
@@ -79,11 +84,17 @@ def _carry(rng: random.Random) -> Draft | None:
                 pass
             stage.place(other, corner)
     colour = f.other_than(rng, COLOURS, thing.colour)
-    words = (f"move {ref(thing)} to the free corner and paint it {colour}",
-             f"paint {ref(thing)} {colour} and put it into the empty corner",
-             f"{ref(thing)} goes to the last corner and becomes {colour}")  # fmt: skip
-    return Draft(stage.scene(), (f.move(index, target), f.recolour(target, colour)), rng.choice(words),
-                 f"{CELL_NAMES[target]} is the free corner")  # fmt: skip
+    words = (
+        f"move {ref(thing)} to the free corner and paint it {colour}",
+        f"paint {ref(thing)} {colour} and put it into the empty corner",
+        f"{ref(thing)} goes to the last corner and becomes {colour}",
+    )
+    return Draft(
+        stage.scene(),
+        (f.move(index, target), f.recolour(target, colour)),
+        rng.choice(words),
+        f"{CELL_NAMES[target]} is the free corner",
+    )
 
 
 def _lore(rng: random.Random) -> Draft | None:
@@ -121,9 +132,11 @@ def _rebuild(rng: random.Random) -> Draft | None:
         return None
     one, two, three = (stage.place(t) for t in things)
     stage.fill(1, 2, f.unlike(*things))
-    words = (f"swap {ref(things[0])} and {ref(things[1])} and remove {ref(things[2])}",
-             f"remove {ref(things[2])} , and let {ref(things[0])} and {ref(things[1])} trade places",
-             f"without {ref(things[2])} , and with {ref(things[0])} and {ref(things[1])} exchanged")  # fmt: skip
+    words = (
+        f"swap {ref(things[0])} and {ref(things[1])} and remove {ref(things[2])}",
+        f"remove {ref(things[2])} , and let {ref(things[0])} and {ref(things[1])} trade places",
+        f"without {ref(things[2])} , and with {ref(things[0])} and {ref(things[1])} exchanged",
+    )
     return Draft(stage.scene(), (f.swap(one, two), f.remove(three)), rng.choice(words), "the order does not matter")
 
 

@@ -22,8 +22,12 @@ def _gravity(rng: random.Random) -> Draft | None:
     if to == index:
         return None
     words = ("let {it} fall", "gravity pulls {it} down", "drop {it} : where does it land")
-    return Draft(source, (f.move(index, to),), rng.choice(words).format(it=ref(thing)),
-                 "it falls until the ground or another thing stops it")  # fmt: skip
+    return Draft(
+        source,
+        (f.move(index, to),),
+        rng.choice(words).format(it=ref(thing)),
+        "it falls until the ground or another thing stops it",
+    )
 
 
 def _mirror(axis: str) -> f.Build:
@@ -35,13 +39,23 @@ def _mirror(axis: str) -> f.Build:
         to = cell(GRID - 1 - x, y) if axis == "right" else cell(x, GRID - 1 - y)
         stage.fill(2, 5, f.unlike(thing), among=[i for i in stage.free() if i != to])
         if axis == "right":
-            words = ("mirror {it} left to right", "flip {it} to the other side , left to right",
-                     "move {it} to its mirror place from left to right")  # fmt: skip
+            words = (
+                "mirror {it} left to right",
+                "flip {it} to the other side , left to right",
+                "move {it} to its mirror place from left to right",
+            )
         else:
-            words = ("mirror {it} top to bottom", "flip {it} to the other side , top to bottom",
-                     "move {it} to its mirror place from top to bottom")  # fmt: skip
-        return Draft(stage.scene(), (f.move(index, to),), rng.choice(words).format(it=ref(thing)),
-                     "the mirror place is as far from the other edge")  # fmt: skip
+            words = (
+                "mirror {it} top to bottom",
+                "flip {it} to the other side , top to bottom",
+                "move {it} to its mirror place from top to bottom",
+            )
+        return Draft(
+            stage.scene(),
+            (f.move(index, to),),
+            rng.choice(words).format(it=ref(thing)),
+            "the mirror place is as far from the other edge",
+        )
 
     return build
 
@@ -55,9 +69,17 @@ def _align(rng: random.Random) -> Draft | None:
             stage.place(random_thing(rng, shape=shape), cell(x, row))
     away = rng.choice([r for r in range(GRID) if r != row])
     index = stage.place(random_thing(rng, shape=shape), cell(hole, away))
-    words = (f"line up the {shape}s in one row", f"put the stray {shape} back in line", f"bring all {shape}s into a row")
-    return Draft(stage.scene(), (f.move(index, cell(hole, row)),), rng.choice(words),
-                 f"three stand in row {row + 1}, the stray one belongs in its gap")  # fmt: skip
+    words = (
+        f"line up the {shape}s in one row",
+        f"put the stray {shape} back in line",
+        f"bring all {shape}s into a row",
+    )
+    return Draft(
+        stage.scene(),
+        (f.move(index, cell(hole, row)),),
+        rng.choice(words),
+        f"three stand in row {row + 1}, the stray one belongs in its gap",
+    )
 
 
 def _extremes(rng: random.Random) -> Draft | None:
@@ -70,8 +92,11 @@ def _extremes(rng: random.Random) -> Draft | None:
     left, right = (next(i for i, _ in source.things() if column_of(i) == c) for c in (columns[0], columns[-1]))
     if source[left] == source[right]:
         return None
-    words = ("swap the leftmost and the rightmost thing", "let the leftmost and rightmost things trade places",
-             "exchange the outermost things , left and right")  # fmt: skip
+    words = (
+        "swap the leftmost and the rightmost thing",
+        "let the leftmost and rightmost things trade places",
+        "exchange the outermost things , left and right",
+    )
     return Draft(source, (f.swap(left, right),), rng.choice(words), "they are alone in the outer columns")
 
 
@@ -85,11 +110,17 @@ def _between(rng: random.Random) -> Draft | None:
     stage.place(pair._replace(size=rng.choice(("small", "large"))), spots[2])
     stage.fill(1, 4, f.unlike(pair), among=[i for i in stage.free() if i != spots[1]])
     new = random_thing(rng)
-    words = ("put a {new} between the two {pair}s", "add a {new} in the gap between the {pair}s",
-             "a {new} stands between the two {pair}s")  # fmt: skip
-    return Draft(stage.scene(), (f.add(new, spots[1]),),
-                 rng.choice(words).format(new=new, pair=f"{pair.colour} {pair.shape}"),
-                 f"{CELL_NAMES[spots[1]]} lies between them")  # fmt: skip
+    words = (
+        "put a {new} between the two {pair}s",
+        "add a {new} in the gap between the {pair}s",
+        "a {new} stands between the two {pair}s",
+    )
+    return Draft(
+        stage.scene(),
+        (f.add(new, spots[1]),),
+        rng.choice(words).format(new=new, pair=f"{pair.colour} {pair.shape}"),
+        f"{CELL_NAMES[spots[1]]} lies between them",
+    )
 
 
 def _corner(rng: random.Random) -> Draft | None:
@@ -103,8 +134,12 @@ def _corner(rng: random.Random) -> Draft | None:
                 pass
             stage.place(other, corner)
     words = ("move {it} to the free corner", "{it} goes to the only empty corner", "fill the last corner with {it}")
-    return Draft(stage.scene(), (f.move(index, target),), rng.choice(words).format(it=ref(thing)),
-                 f"{CELL_NAMES[target]} is the free corner")  # fmt: skip
+    return Draft(
+        stage.scene(),
+        (f.move(index, target),),
+        rng.choice(words).format(it=ref(thing)),
+        f"{CELL_NAMES[target]} is the free corner",
+    )
 
 
 def _beside(rng: random.Random) -> Draft | None:
@@ -119,9 +154,17 @@ def _beside(rng: random.Random) -> Draft | None:
     if not (0 <= x < GRID and 0 <= y < GRID) or stage.cells[cell(x, y)] is not None:
         return None
     new = random_thing(rng)
-    words = ("put a {new} directly {side} {it}", "add a {new} just {side} {it}", "directly {side} {it} there is a {new}")
-    return Draft(stage.scene(), (f.add(new, cell(x, y)),), rng.choice(words).format(new=new, side=side, it=ref(thing)),
-                 f"{CELL_NAMES[cell(x, y)]} is {side} it")  # fmt: skip
+    words = (
+        "put a {new} directly {side} {it}",
+        "add a {new} just {side} {it}",
+        "directly {side} {it} there is a {new}",
+    )
+    return Draft(
+        stage.scene(),
+        (f.add(new, cell(x, y)),),
+        rng.choice(words).format(new=new, side=side, it=ref(thing)),
+        f"{CELL_NAMES[cell(x, y)]} is {side} it",
+    )
 
 
 def _order(rng: random.Random) -> Draft | None:
@@ -134,11 +177,17 @@ def _order(rng: random.Random) -> Draft | None:
     stage.place(thing._replace(size=first), cell(left, row))
     stage.place(thing._replace(size=second), cell(right, row))
     stage.fill(1, 4, lambda t: t.shape != thing.shape)
-    words = ("order the {it}s so that the {second} one is on the left", "the {second} {it} should be left of the {first} one",
-             "put the two {it}s in order , {second} before {first}")  # fmt: skip
-    return Draft(stage.scene(), (f.swap(cell(left, row), cell(right, row)),),
-                 rng.choice(words).format(it=thing.shape, first=first, second=second),
-                 "the two stand the wrong way round")  # fmt: skip
+    words = (
+        "order the {it}s so that the {second} one is on the left",
+        "the {second} {it} should be left of the {first} one",
+        "put the two {it}s in order , {second} before {first}",
+    )
+    return Draft(
+        stage.scene(),
+        (f.swap(cell(left, row), cell(right, row)),),
+        rng.choice(words).format(it=thing.shape, first=first, second=second),
+        "the two stand the wrong way round",
+    )
 
 
 FAMILIES = (
@@ -152,4 +201,3 @@ FAMILIES = (
     Family("order", "spatial", _order),
     Family("mirror_vertical", "spatial", _mirror("bottom"), held_out=True),
 )
-

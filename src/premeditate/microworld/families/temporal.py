@@ -61,33 +61,89 @@ def _sunset(rng: random.Random) -> Draft | None:
 
 
 FAMILIES = (
-    Family("melt", "temporal", one_thing(
-        "square", "cyan",
-        ("show the ice after an hour in the sun", "what does the ice look like once it has melted",
-         "it is a hot afternoon : let the ice melt"),
-        "ice melts into water, which is a blue circle", into=("circle", "blue", None))),
-    Family("ripen", "temporal", one_thing(
-        "circle", "green",
-        ("show the tomato when it is ripe", "the unripe tomato two weeks later", "let the green tomato ripen"),
-        "a ripe tomato is red", into=(None, "red", None))),
-    Family("autumn", "temporal", one_thing(
-        "star", "green",
-        ("show the leaf in autumn", "what does the leaf look like in october", "summer ends and the leaf turns"),
-        "an autumn leaf is orange", into=(None, "orange", None))),
-    Family("grow", "temporal", one_thing(
-        "triangle", "green",
-        ("show the young tree ten years later", "what does the tree look like when it has grown",
-         "ten years pass for the small tree"),
-        "a tree grows large", size="small", into=(None, None, "large"))),
-    Family("burn_down", "temporal", one_thing(
-        "square", "orange",
-        ("show the candle after burning all night", "what is left of the candle in the morning",
-         "the candle has burned for many hours"),
-        "a candle that burns gets small", size="large", into=(None, None, "small"))),
-    Family("rust", "temporal", one_thing(
-        "square", "gray",
-        ("show the iron after a year in the rain", "what does the iron look like when it has rusted",
-         "the iron was left outside for years"),
-        "rusty iron is orange", into=(None, "orange", None))),
+    Family(
+        "melt",
+        "temporal",
+        one_thing(
+            "square",
+            "cyan",
+            (
+                "show the ice after an hour in the sun",
+                "what does the ice look like once it has melted",
+                "it is a hot afternoon : let the ice melt",
+            ),
+            "ice melts into water, which is a blue circle",
+            into=("circle", "blue", None),
+        ),
+    ),
+    Family(
+        "ripen",
+        "temporal",
+        one_thing(
+            "circle",
+            "green",
+            ("show the tomato when it is ripe", "the unripe tomato two weeks later", "let the green tomato ripen"),
+            "a ripe tomato is red",
+            into=(None, "red", None),
+        ),
+    ),
+    Family(
+        "autumn",
+        "temporal",
+        one_thing(
+            "star",
+            "green",
+            ("show the leaf in autumn", "what does the leaf look like in october", "summer ends and the leaf turns"),
+            "an autumn leaf is orange",
+            into=(None, "orange", None),
+        ),
+    ),
+    Family(
+        "grow",
+        "temporal",
+        one_thing(
+            "triangle",
+            "green",
+            (
+                "show the young tree ten years later",
+                "what does the tree look like when it has grown",
+                "ten years pass for the small tree",
+            ),
+            "a tree grows large",
+            size="small",
+            into=(None, None, "large"),
+        ),
+    ),
+    Family(
+        "burn_down",
+        "temporal",
+        one_thing(
+            "square",
+            "orange",
+            (
+                "show the candle after burning all night",
+                "what is left of the candle in the morning",
+                "the candle has burned for many hours",
+            ),
+            "a candle that burns gets small",
+            size="large",
+            into=(None, None, "small"),
+        ),
+    ),
+    Family(
+        "rust",
+        "temporal",
+        one_thing(
+            "square",
+            "gray",
+            (
+                "show the iron after a year in the rain",
+                "what does the iron look like when it has rusted",
+                "the iron was left outside for years",
+            ),
+            "rusty iron is orange",
+            into=(None, "orange", None),
+        ),
+    ),
     Family("sunset", "temporal", _sunset),
-)  # fmt: skip
+)
