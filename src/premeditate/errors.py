@@ -98,16 +98,23 @@ def check_instruction(text: str) -> str:
     Other markup (`<b>`) is data and passes unchanged.
     """
     if len(text) > INSTRUCTION_LIMIT:
-        raise InstructionError(f"the instruction has {len(text):,} characters, the limit is {INSTRUCTION_LIMIT:,}",
-                               "say what to change in a few sentences")
+        raise InstructionError(
+            f"the instruction has {len(text):,} characters, the limit is {INSTRUCTION_LIMIT:,}",
+            "say what to change in a few sentences",
+        )
     clean = " ".join(text.split())
     if not clean:
-        raise InstructionError("the instruction is empty", 'say what to change, for example "paint the odd one out green"')
+        raise InstructionError(
+            "the instruction is empty", 'say what to change, for example "paint the odd one out green"'
+        )
     for char in clean:
         if unicodedata.category(char) in ("Cc", "Cs"):
-            raise InstructionError(f"the instruction holds the control character U+{ord(char):04X}",
-                                   "remove it (it often comes with text copied from a terminal or a PDF)")
+            raise InstructionError(
+                f"the instruction holds the control character U+{ord(char):04X}",
+                "remove it (it often comes with text copied from a terminal or a PDF)",
+            )
     if token := _CONTROL_TOKEN.search(clean):
-        raise InstructionError(f"the instruction holds the model control token {token.group()}",
-                               "remove it, or write it without the bars")
+        raise InstructionError(
+            f"the instruction holds the model control token {token.group()}", "remove it, or write it without the bars"
+        )
     return clean

@@ -37,8 +37,10 @@ class Line(Record):
 def check_version(version: Any, path: Path) -> None:
     """`StoreError` if a run at `path` was written by a newer schema than this one reads."""
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise StoreError(f"{path} was written by a newer Premeditate (schema {version}, this one reads up to "
-                         f"{SCHEMA_VERSION})", "upgrade: pip install -U premeditate")
+        raise StoreError(
+            f"{path} was written by a newer Premeditate (schema {version}, this one reads up to {SCHEMA_VERSION})",
+            "upgrade: pip install -U premeditate",
+        )
 
 
 class EventLog:
@@ -119,8 +121,9 @@ class EventLog:
                 raise
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise StoreError(f"an event of trace {trace_id} in {self.path} is damaged ({where}: {first['msg']})",
-                             _DAMAGED) from error
+            raise StoreError(
+                f"an event of trace {trace_id} in {self.path} is damaged ({where}: {first['msg']})", _DAMAGED
+            ) from error
         check_version(getattr(line.event, "version", None), self.path)
         return line
 
@@ -185,7 +188,7 @@ class Writer:
             start -= step
             os.lseek(self._file, start, os.SEEK_SET)
             rest = os.read(self._file, step) + rest
-        rest = rest[rest.rfind(b"\n") + 1:]
+        rest = rest[rest.rfind(b"\n") + 1 :]
         if _is_whole(rest):
             self.write(b"\n")
         elif rest:

@@ -20,8 +20,20 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from premeditate.errors import ImageError, WriteError
 from premeditate.files import check_writable, write_atomic
 
-__all__ = ["LIMITS", "UNLIMITED", "ImageError", "Limits", "WriteError", "check_output", "check_writable", "encode",
-           "load", "resize_back", "save", "to_rgb"]
+__all__ = [
+    "LIMITS",
+    "UNLIMITED",
+    "ImageError",
+    "Limits",
+    "WriteError",
+    "check_output",
+    "check_writable",
+    "encode",
+    "load",
+    "resize_back",
+    "save",
+    "to_rgb",
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,12 @@ _ORIENTATION = 0x0112
 # Damaged metadata makes Pillow print a warning per field; what matters is said once, by `ImageError`.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
 
@@ -94,8 +110,10 @@ def load(source: str | os.PathLike[str] | bytes, limits: Limits = LIMITS) -> Ima
         raise
     # Whatever a decoder trips over (SyntaxError, struct.error, zlib.error, MemoryError ...) is a broken file.
     except Exception as error:
-        raise ImageError(f"{name} is a broken or truncated {kind} file ({str(error) or type(error).__name__})",
-                         "copy or download it again, or save it anew as PNG") from error
+        raise ImageError(
+            f"{name} is a broken or truncated {kind} file ({str(error) or type(error).__name__})",
+            "copy or download it again, or save it anew as PNG",
+        ) from error
     return _plain(name, image)
 
 
@@ -123,8 +141,9 @@ def _read(name: str, limits: Limits) -> bytes:
 
 
 def _too_heavy(name: str, size: int, limits: Limits) -> ImageError:
-    return ImageError(f"{name} has {size / 1e6:,.1f} MB, the limit is {limits.bytes / 1e6:g} MB",
-                      "save it smaller, or as JPEG")
+    return ImageError(
+        f"{name} has {size / 1e6:,.1f} MB, the limit is {limits.bytes / 1e6:g} MB", "save it smaller, or as JPEG"
+    )
 
 
 def _identify(name: str, head: bytes) -> tuple[str, type]:
@@ -142,11 +161,15 @@ def _check(name: str, image: Image.Image, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} declares {width} x {height} pixels", "save it anew with at least one pixel")
     if max(width, height) > limits.side:
-        raise ImageError(f"{name} declares {width:,} x {height:,} pixels, the longest side allowed is {limits.side:,}",
-                         "scale it down")
+        raise ImageError(
+            f"{name} declares {width:,} x {height:,} pixels, the longest side allowed is {limits.side:,}",
+            "scale it down",
+        )
     if width * height > limits.pixels:
-        raise ImageError(f"{name} declares {width * height / 1e6:,.1f} megapixels, the limit is "
-                         f"{limits.pixels / 1e6:g}", "scale it down")
+        raise ImageError(
+            f"{name} declares {width * height / 1e6:,.1f} megapixels, the limit is {limits.pixels / 1e6:g}",
+            "scale it down",
+        )
 
 
 def _plain(name: str, image: Image.Image) -> Image.Image:

@@ -67,8 +67,10 @@ def versions() -> dict[str, str]:
 def check_id(trace_id: str) -> str:
     """`trace_id` if it is 1-128 of `A-Z a-z 0-9 . _ -` and starts with a letter or digit; `StoreError` otherwise."""
     if not _ID.fullmatch(trace_id):
-        raise StoreError(f"{trace_id[:80]!r} is not a trace id",
-                         "use 1 to 128 letters, digits, dots, dashes or underscores, a letter or digit first")
+        raise StoreError(
+            f"{trace_id[:80]!r} is not a trace id",
+            "use 1 to 128 letters, digits, dots, dashes or underscores, a letter or digit first",
+        )
     return trace_id
 
 
@@ -92,8 +94,9 @@ class RunStore:
     Use it in a `with`, or call `close`, so that another process may write next.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None,
-                 sync: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None, sync: bool = True
+    ) -> None:
         self.path = Path(path).expanduser()
         self._sync = sync
         self._settings = dict(settings or {})
@@ -103,8 +106,10 @@ class RunStore:
             if self.path.exists() and not self.path.is_dir():
                 raise StoreError(f"{self.path} is a file, not a run", "give the folder of a run, or a new folder")
             if self.path.exists() and not self._is_run() and any(self._strangers()):
-                raise StoreError(f"{self.path} is a folder of something else, not a run",
-                                 "give the folder of a run (it holds events.jsonl), or a new or empty folder")
+                raise StoreError(
+                    f"{self.path} is a folder of something else, not a run",
+                    "give the folder of a run (it holds events.jsonl), or a new or empty folder",
+                )
         except OSError as error:
             raise StoreError(f"cannot read {self.path}: {error.strerror}", "check its permissions") from error
         _ = self.manifest  # a run of a newer version is refused before anything is read or added
@@ -141,8 +146,9 @@ class RunStore:
         except StoreError:
             raise
         except (ValueError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged",
-                             "delete it (events and images are kept, the next write makes a new one)") from error
+            raise StoreError(
+                f"{path} is damaged", "delete it (events and images are kept, the next write makes a new one)"
+            ) from error
 
     def traces(self) -> list[str]:
         """Ids of all traces, in the order in which they were started."""
@@ -155,15 +161,18 @@ class RunStore:
         lines = self.events(trace_id)
         first = lines[0].event
         if not isinstance(first, Started):
-            raise StoreError(f"trace {trace_id} in {self.path} has lost its beginning",
-                             "restore events.jsonl from a backup")
+            raise StoreError(
+                f"trace {trace_id} in {self.path} has lost its beginning", "restore events.jsonl from a backup"
+            )
         try:
             trace = Trace.start(first)
             for line in lines[1:]:
                 trace = trace.apply(line.event)
         except ValueError as error:
-            raise StoreError(f"the events of trace {trace_id} in {self.path} do not follow from each other ({error})",
-                             "restore events.jsonl from a backup") from error
+            raise StoreError(
+                f"the events of trace {trace_id} in {self.path} do not follow from each other ({error})",
+                "restore events.jsonl from a backup",
+            ) from error
         return trace
 
     def events(self, trace_id: str) -> list[Line]:
@@ -192,19 +201,26 @@ class RunStore:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StoreError(f"image {path} cannot be read ({error.strerror})",
-                             "restore the run's images from a backup, or run the edit again") from error
+            raise StoreError(
+                f"image {path} cannot be read ({error.strerror})",
+                "restore the run's images from a backup, or run the edit again",
+            ) from error
         if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise StoreError(f"image {path} is damaged: its bytes do not match its name",
-                             "restore it from a backup, or run the edit again")
+            raise StoreError(
+                f"image {path} is damaged: its bytes do not match its name",
+                "restore it from a backup, or run the edit again",
+            )
         return data
 
     def get_image(self, ref: ImageRef) -> Image.Image:
         """The RGB image behind `ref`; raises like `get_bytes`."""
         image = images.load(self.get_bytes(ref), images.UNLIMITED)
         if image.size != (ref.width, ref.height):
-            raise StoreError(f"image {ref.sha256[:12]} has {image.width} x {image.height} pixels, its record says "
-                             f"{ref.width} x {ref.height}", "the record was changed by hand; run the edit again")
+            raise StoreError(
+                f"image {ref.sha256[:12]} has {image.width} x {image.height} pixels, its record says "
+                f"{ref.width} x {ref.height}",
+                "the record was changed by hand; run the edit again",
+            )
         return image
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -230,8 +246,10 @@ class RunStore:
         check_id(trace_id)
         opening = isinstance(event, Started)
         if isinstance(event, Started) and event.trace_id != trace_id:
-            raise StoreError(f"the started event of trace {event.trace_id[:80]} was given for {trace_id}",
-                             "append it under its own id")
+            raise StoreError(
+                f"the started event of trace {event.trace_id[:80]} was given for {trace_id}",
+                "append it under its own id",
+            )
         line = Line(trace=trace_id, at=round(time.time(), 3), event=event)
         data = _json(line, f"the {event.type} event of trace {trace_id}") + b"\n"
         with self._guard:
@@ -253,8 +271,9 @@ class RunStore:
     def __enter__(self) -> RunStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.close()
 
     def _prepare(self) -> None:

@@ -1,0 +1,58 @@
+"""Shared by all tests: no network, one thread, fast tests first."""
+
+from __future__ import annotations
+
+import os
+
+# Both must stand before the first import of torch or huggingface_hub: they are read once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from premeditate.store import RunStore
+from premeditate.trace import ImageRef, Started, Task
+
+# A loaded machine is no failure: how long a test may take is pytest-timeout's business.
+settings.register_profile("premeditate", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("premeditate")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests go last, otherwise the order stays."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium, or a skip that says how to get one."""
+    names = (os.environ.get("PREMEDITATE_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    for name in names:
+        if name and (found := shutil.which(name)):
+            return found
+    pytest.skip("no Chromium: apt-get install chromium, or set PREMEDITATE_CHROMIUM to one")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    """An empty run."""
+    with RunStore(tmp_path / "run") as run:
+        yield run
+
+
+@pytest.fixture
+def red(store: RunStore) -> ImageRef:
+    """A red 8 x 6 image in `store`."""
+    return store.put_image(Image.new("RGB", (8, 6), "red"))
+
+
+@pytest.fixture
+def started(red: ImageRef) -> Started:
+    """The first event of trace "t", with two chains."""
+    return Started(trace_id="t", task=Task(id="task", images=(red,), instruction="paint it blue"), chains=2)
