@@ -1,0 +1,94 @@
+"""Dynamic batching: single requests of many tasks, gathered into batches for one model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+_SETTLE = 64
+
+
+class BatchError(RuntimeError):
+    """The model did not return one answer per request."""
+
+
+class Batcher(Generic[Request, Answer]):
+    """`await submit(request)` from any number of coroutines; `call` sees batches of at most `size` with equal `key`.
+
+    One batch runs at a time, and while it runs the next ones grow, so batches are as large as the load allows and a
+    lone request never waits for company. The largest waiting group goes next. A batch that raises is tried again one
+    request at a time, so that only the guilty one fails. A request whose waiter was cancelled is not run.
+    """
+
+    def __init__(self, call: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]], size: int,
+                 key: Callable[[Request], Hashable] = lambda request: None) -> None:
+        if size < 1:
+            raise ValueError(f"a batch holds at least 1 request, not {size}")
+        self.calls = 0
+        """Batches sent so far."""
+        self._call, self._size, self._key = call, size, key
+        self._waiting: dict[Hashable, list[tuple[Request, asyncio.Future[Answer]]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, request: Request) -> Answer:
+        """The answer to one request. Raises what the model raises for it."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(self._key(request), []).append((request, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+        return await future
+
+    async def close(self) -> None:
+        """Stops; requests still waiting are cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for group in self._waiting.values():
+            for _, future in group:
+                future.cancel()
+        self._waiting.clear()
+
+    def _count(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            # Let every coroutine that is ready to ask do so before the batch is cut.
+            before = -1
+            for _ in range(_SETTLE):
+                if before == (before := self._count()):
+                    break
+                await asyncio.sleep(0)
+            key = max(self._waiting, key=lambda k: len(self._waiting[k]))
+            group = self._waiting.pop(key)
+            batch, rest = group[: self._size], group[self._size :]
+            if rest:
+                self._waiting[key] = rest
+            batch = [entry for entry in batch if not entry[1].done()]
+            if batch:
+                await self._run(batch)
+
+    async def _run(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
+        self.calls += 1
+        try:
+            answers = list(await self._call([request for request, _ in batch]))
+            if len(answers) != len(batch):
+                raise BatchError(f"{len(answers)} answers came back for {len(batch)} requests")
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._run([entry])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
