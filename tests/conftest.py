@@ -12,6 +12,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Tests that start a new interpreter test this tree too, whether or not it is installed.
+_SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
+
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
@@ -20,7 +24,9 @@ from premeditate.store import RunStore
 from premeditate.trace import ImageRef, Started, Task
 
 # A loaded machine is no failure: how long a test may take is pytest-timeout's business.
-settings.register_profile("premeditate", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile(
+    "premeditate", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50, print_blob=True
+)
 settings.load_profile("premeditate")
 
 

@@ -64,7 +64,7 @@ class EventLog:
     def refresh(self) -> None:
         """Index what was added. Raises `StoreError` if the file cannot be read or holds a line of no trace."""
         try:
-            file = open(self.path, "rb")
+            file = open(self.path, "rb")  # noqa: SIM115 (the with stands below, outside the try)
         except FileNotFoundError:
             self._forget()
             return
@@ -115,10 +115,10 @@ class EventLog:
         except ValidationError as error:
             try:
                 check_version(json.loads(raw)["event"].get("version"), self.path)
-            except (ValueError, LookupError, TypeError, AttributeError):
-                pass  # not even JSON: damaged, as said below
             except StoreError:
                 raise
+            except (ValueError, LookupError, TypeError, AttributeError):
+                pass  # not even JSON: damaged, as said below
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise StoreError(
