@@ -9,9 +9,10 @@ The names below are imported when first used, so that `import premeditate` costs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; importing `typing` for it would cost most of this import
 if TYPE_CHECKING:
+    from typing import Any
+
     from premeditate.api import Result as Result
     from premeditate.api import edit as edit
     from premeditate.api import edit_async as edit_async
