@@ -50,7 +50,7 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> Any:
     )
 
 
-def build_model(tokenizer: Any, *, layers: int = 5, inter: int = 256, seed: int = 0) -> Any:
+def build_model(tokenizer: Any, *, layers: int = 5, inter: int = 240, seed: int = 0) -> Any:
     """A freshly initialised Qwen3VLForConditionalGeneration of about a million parameters, in fp32."""
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration

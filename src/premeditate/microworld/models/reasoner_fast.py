@@ -42,7 +42,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """[B, H, T, d] each, plus a bias [B, 1, T, T]. Plain products: on a CPU at these sizes they beat the fused kernel."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    return (scores if bias is None else scores.add_(bias)).softmax(-1) @ v
 
 
 class Fast:
@@ -77,8 +77,10 @@ class Fast:
         kind = self.text.norm.weight.dtype
         return cos[:, None].to(kind), sin[:, None].to(kind)
 
-    def hidden(self, ids: Tensor, seen: Tensor, positions: Tensor, mask: Tensor, tap: int) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D], and the states after layer `tap`.
+    def hidden(
+        self, ids: Tensor, seen: Tensor, positions: Tensor, mask: Tensor, taps: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Final normalised states [B, T, D], and the states after each layer of `taps`.
 
         ids: [B, T]. seen: [B, images * 16, D], put where `ids` holds the image token. mask: bool [B, 1, T, T], True
         where a row may look.
@@ -88,7 +90,7 @@ class Fast:
         x = x.masked_scatter(at, seen.to(x.dtype))
         cos, sin = self.rope(positions)
         bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -1e4)
-        tapped = x
+        tapped = []
         for number, layer in enumerate(self.text.layers):
             attention = layer.self_attn
             y = self._norm(x, layer.input_layernorm)
@@ -100,8 +102,8 @@ class Fast:
             x = x + attention.o_proj(out.transpose(1, 2).flatten(2))
             y = self._norm(x, layer.post_attention_layernorm)
             x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(y)) * layer.mlp.up_proj(y))
-            if number == tap:
-                tapped = x
+            if number in taps:
+                tapped.append(x)
         return self._norm(x, self.text.norm), tapped
 
     @staticmethod

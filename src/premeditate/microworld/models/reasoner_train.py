@@ -30,7 +30,7 @@ from premeditate.microworld.tasks import TEST_SEEDS, sample_task
 
 THINK, LOOK, POOL = 48, 16, 8
 """Sequences per step with one picture (plan, checklist) and with two (answers, critique); steps drawn at a time."""
-MUON_RATE, ADAM_RATE = 0.01, 1.5e-3
+MUON_RATE, ADAM_RATE = 0.02, 2e-3
 MARK = 1 + sum(FACTOR_SIZES)
 VOCABULARY = 1024
 
@@ -47,12 +47,14 @@ def corpus(n: int = 6000) -> Iterator[str]:
 
 
 class Heads(nn.Module):
-    """The throw-away heads: content and sharpness of each image token; changed cells from the last prompt token."""
+    """The throw-away heads: content and sharpness of each image token; changed cells from the last prompt token;
+    whether a cell of the edit differs from the source, from the edit's image token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, sum(FACTOR_SIZES) + 1)
         self.mark = nn.Linear(width, CELLS * MARK)
+        self.differs = nn.Linear(width, 1)
 
 
 class Source:
@@ -91,11 +93,13 @@ class Source:
         return self.queue.pop()
 
 
-def batch_loss(fast: Fast, heads: Heads, batch: Batch, tap: int) -> dict[str, Tensor]:
-    """Sums of weighted losses: words, cells (auxiliary), marks (auxiliary), and the words' weight."""
+def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int]) -> dict[str, Tensor]:
+    """Sums of weighted losses: words, cells (auxiliary), marks (auxiliary), and the words' weight. `taps`: the layers
+    whose states the differs and mark heads read."""
     seen = fast.see(batch.pictures)
     rows = len(batch.ids)
-    states, tapped = fast.hidden(batch.ids, seen.reshape(rows, -1, seen.shape[-1]), batch.positions, batch.mask, tap)
+    pictures = seen.reshape(rows, -1, seen.shape[-1])
+    states, (early, tapped) = fast.hidden(batch.ids, pictures, batch.positions, batch.mask, taps)
     wanted = batch.weights > 0
     words = F.cross_entropy(fast.logits(states[wanted]).float(), batch.labels[wanted], reduction="none")
     out = {"words": (words * batch.weights[wanted]).sum(), "weight": batch.weights.sum()}
@@ -106,6 +110,14 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, tap: int) -> dict[str, Te
     cell = sum((F.cross_entropy(p.transpose(1, 2), t, reduction="none") * clear).mean()
                for p, t in zip(parts, factors(batch.codes), strict=True))
     out["cells"] = cell + F.binary_cross_entropy_with_logits(sharp.squeeze(-1), clear)
+
+    if pictures.shape[1] > CELLS:
+        tokens = early[batch.ids == fast.model.config.image_token_id].reshape(rows, 2, CELLS, -1)[:, 1]
+        source, edit = batch.codes.reshape(rows, 2, CELLS).unbind(1)
+        out["cells"] = out["cells"] + F.binary_cross_entropy_with_logits(
+            heads.differs(tokens).squeeze(-1).float(), (source != edit).float(),
+            clear.reshape(rows, 2, CELLS)[:, 1], pos_weight=torch.tensor(3.0),
+        )
 
     at = tapped[batch.turn_at[:, 0], batch.turn_at[:, 1]]
     change, *parts = heads.mark(at).float().unflatten(-1, (CELLS, MARK)).split((1, *FACTOR_SIZES), dim=-1)
@@ -146,7 +158,7 @@ class Trainer:
         total = sum(float(b.weights.sum()) for b in batches)
         seen = {"words": 0.0, "cells": 0.0, "marks": 0.0}
         for batch in batches:
-            parts = batch_loss(self.fast, self.shadow_heads, batch, tap=self.layers - 3)
+            parts = batch_loss(self.fast, self.shadow_heads, batch, taps=(self.layers - 4, self.layers - 3))
             loss = parts["words"] / total + aux * (0.5 * parts["cells"] + 0.25 * parts["marks"]) / len(batches)
             loss.backward()
             seen["words"] += parts["words"].item() / total
@@ -181,7 +193,7 @@ class Trainer:
 def train_reasoner(
     out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
     log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.30,
-    decay: float = 0.25, threads: int = 1, start_from: Path | str | None = None, **size: int,
+    decay: float = 0.25, threads: int = 1, texts: int = 6000, **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
 
@@ -203,7 +215,7 @@ def train_reasoner(
     if resume:
         tokenizer = load_folder(out)[1]
     else:
-        tokenizer = build_tokenizer(corpus(), VOCABULARY)
+        tokenizer = build_tokenizer(corpus(texts), VOCABULARY)
     encoder = Encoder(tokenizer)
     trainer, source = Trainer(tokenizer, seed, **size), Source(encoder, seed)
     if resume:
@@ -212,8 +224,6 @@ def train_reasoner(
         clock.step, clock.spent = state["step"], state["spent"]
         source.seed, source.hard = state["seed"], state["hard"]
         source.rng.seed(f"reasoner/{seed}/{clock.step}")
-    if start_from is not None:
-        trainer.model.load_state_dict(load_folder(Path(start_from))[0].state_dict())
     else:
         save_folder(out, trainer.model, tokenizer)
     record.write(event="resume" if resume else "start", step=clock.step, tokens=len(tokenizer),
@@ -228,7 +238,7 @@ def train_reasoner(
         for key, value in trainer.step(source.next(), rate, aux).items():
             mean[key] = value if clock.step == 0 else 0.98 * mean[key] + 0.02 * value
         clock.tick()
-        if clock.step % 100 == 0:
+        if clock.step % 50 == 0:
             record.write(step=clock.step, seconds=round(clock.spent, 1), rate=rate, **mean)
         ends = clock.progress >= 1
         turns_base = not based and clock.progress >= base_at

@@ -1,0 +1,212 @@
+"""The tiny reasoner: its data says the truth, its fast forward is the stock forward, its training resumes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from premeditate.microworld import checker
+from premeditate.microworld.language import execute, parse_plan
+from premeditate.microworld.models import reasoner_data as data
+from premeditate.microworld.models.common import Clock, Log, warmup_stable_decay, wilson
+from premeditate.microworld.render import render_codes
+from premeditate.microworld.scene import CELLS, Scene, random_scene
+from premeditate.microworld.tasks import sample_task
+from premeditate.prompts.terse import Terse
+
+torch = pytest.importorskip("torch")
+torch.set_num_threads(1)
+TERSE = Terse()
+
+
+def looks(n: int, seed: int = 0) -> list[tuple[object, data.Item]]:
+    rng = random.Random(seed)
+    return [(task := sample_task(i), data.look_item(task, rng)) for i in range(n)]
+
+
+def test_every_taught_text_parses_to_what_it_means() -> None:
+    for seed in range(300):
+        task = sample_task(seed)
+        plan, listed = data.think_item(task, random.Random(seed)).branches
+        assert execute(task.source, parse_plan(" then ".join(TERSE.parse_plan(plan.answer).steps))) == task.target
+        written = TERSE.parse_checklist(listed.answer)
+        assert written.status == "scored" and checker.same_checklist(written.items, task.checklist)
+
+
+def test_answers_are_the_checkers_and_balanced() -> None:
+    yes = {"follow": [0, 0], "keep": [0, 0], "quality": [0, 0]}
+    for _, item in looks(1500):
+        codes, sharp, distance = (a[0] for a in checker.decode_arrays(item.images[1:]))
+        decoded = checker.Decoded(Scene.from_codes(codes), tuple(map(bool, sharp)), tuple(map(float, distance)))
+        for branch in item.branches[:-1]:
+            question = branch.prompt.removeprefix("answer : ")
+            truth = checker.answer(question, Scene.from_codes(item.codes[0]), decoded)
+            assert branch.answer == ("yes" if truth else "no")
+            yes[branch.dimension][truth is True] += 1
+    for dimension, (no, right) in yes.items():
+        assert 0.25 < no / (no + right) < 0.75, dimension
+
+
+def test_critiques_parse_and_tell_good_from_bad() -> None:
+    kinds = {"good": 0, "blurred": 0, "should": 0}
+    for task, item in looks(600):
+        branch = item.branches[-1]
+        said = TERSE.parse_critique(branch.answer)
+        assert said.status == "scored"
+        codes, sharp, _ = (a[0] for a in checker.decode_arrays(item.images[1:]))
+        exact = bool(sharp.all()) and tuple(codes) == task.target.codes  # type: ignore[attr-defined]
+        assert said.satisfied is exact
+        if not exact:
+            assert " then ".join(said.prompt) == " then ".join(task.plan)  # type: ignore[attr-defined]
+        for word in kinds:
+            kinds[word] += word in branch.answer.split(" | ")[0]
+    assert min(kinds.values()) > 60, kinds
+
+
+def test_true_critique_by_hand() -> None:
+    target = Scene.from_codes([0] * 6 + [64, 1] + [0] * 8)
+    sharp = [True] * CELLS
+    good = data.true_critique(target, target.codes, sharp, ["plan"], ["last"])
+    assert good == "good | semantic 10 | quality 10 | prompt : last"
+    codes = [5, *[0] * 5, 0, 1, *[0] * 8]
+    sharp[7] = False
+    bad = data.true_critique(target, codes, sharp, ["plan"], ["last"])
+    assert bad == "a1 should be empty and c2 should be a large gray star | semantic 4 | quality 7 | prompt : plan"
+
+
+def test_wrong_plans_can_be_carried_out_and_miss() -> None:
+    rng, made = random.Random(0), 0
+    for seed in range(300):
+        task = sample_task(seed)
+        if (steps := data.wrong_plan(task, rng)) is not None:
+            made += 1
+            assert execute(task.source, steps) not in (task.source, task.target)
+    assert made > 60
+
+
+def test_weather_leaves_scenes_readable() -> None:
+    rng = random.Random(0)
+    codes = np.array([random_scene(rng).codes for _ in range(200)])
+    images = np.stack([data.weather(i, rng) for i in render_codes(codes)])
+    read, sharp, _ = checker.decode_arrays(images)
+    assert (read == codes).mean() > 0.999 and sharp.mean() > 0.999
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[object, object]:
+    from premeditate.microworld.models.reasoner_build import build_model, build_tokenizer
+    from premeditate.microworld.models.reasoner_train import corpus
+
+    tokenizer = build_tokenizer(corpus(300), 900)
+    return build_model(tokenizer).eval(), tokenizer
+
+
+def test_patches_are_the_image_processors(tmp_path: Path, tiny: tuple) -> None:
+    from PIL import Image
+    from transformers import Qwen2VLImageProcessorPil
+
+    from premeditate.microworld.models.reasoner_build import save_folder
+    from premeditate.microworld.models.reasoner_fast import pixel_values
+
+    save_folder(tmp_path, *tiny)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    stock = processor([Image.fromarray(i) for i in images], return_tensors="pt")
+    assert stock["image_grid_thw"].tolist() == [[1, 8, 8]] * 3
+    assert torch.equal(stock["pixel_values"], pixel_values(torch.from_numpy(images)))
+    big = processor([Image.fromarray(images[0]).resize((256, 256))], return_tensors="pt")
+    assert big["image_grid_thw"].tolist() == [[1, 8, 8]]
+
+
+def test_words_are_the_tokenizers_and_yes_no_are_single(tiny: tuple) -> None:
+    from premeditate.microworld.models.reasoner_batch import Encoder
+
+    tokenizer = tiny[1]
+    encoder = Encoder(tokenizer)
+    for _, item in looks(50):
+        for branch in item.branches:
+            for text in (branch.prompt, branch.answer):
+                assert encoder.words(text) == tokenizer.encode(text)
+                assert tokenizer.decode(encoder.words(text)) == text
+    assert all(len(tokenizer.encode(w)) == 1 for w in ("yes", "no"))
+    odd = "Ünïcode <|image_pad|>?"
+    assert tokenizer.decode(tokenizer.encode("Ünïcode ?")) == "Ünïcode ?" and len(tokenizer.encode(odd)) > 3
+
+
+def test_the_chat_template_writes_what_was_trained(tmp_path: Path, tiny: tuple) -> None:
+    from transformers import AutoTokenizer
+
+    from premeditate.microworld.models.reasoner_batch import Encoder
+    from premeditate.microworld.models.reasoner_build import save_folder
+
+    save_folder(tmp_path, *tiny)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "answer : is b3 empty ?"}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.encode(text.replace("<|image_pad|>", "<|image_pad|>" * CELLS))
+    assert ids == Encoder(tiny[1]).request("answer : is b3 empty ?", 2)
+
+
+def test_branches_equal_separate_stock_forwards(tiny: tuple) -> None:
+    from premeditate.microworld.models.reasoner_batch import Encoder, collate
+    from premeditate.microworld.models.reasoner_eval import inputs
+    from premeditate.microworld.models.reasoner_fast import Fast
+
+    model, tokenizer = tiny
+    encoder, fast = Encoder(tokenizer), Fast(model)
+    items = [item for _, item in looks(3, seed=1)]
+    batch = collate(items, encoder)
+    with torch.no_grad():
+        seen = fast.see(batch.pictures)
+        states, _ = fast.hidden(batch.ids, seen.reshape(3, -1, seen.shape[-1]), batch.positions, batch.mask)
+        for row, item in enumerate(items):
+            at = len(encoder.prefix(2)[0])
+            for branch in item.branches:
+                at += len(encoder.words(branch.prompt)) + len(encoder.turn)
+                alone = model(**inputs([branch.prompt], [item.images], encoder)).logits[0, -1]
+                assert torch.allclose(fast.logits(states[row, at - 1]), alone, atol=2e-5)
+                at += len(encoder.words(branch.answer)) + 1
+
+
+def test_training_makes_a_folder_resumes_and_says_so(tmp_path: Path) -> None:
+    from premeditate.microworld.models.reasoner_build import load_folder
+    from premeditate.microworld.models.reasoner_train import train_reasoner
+
+    out = tmp_path / "reasoner"
+    small = {"look": 8, "every": 1e9, "layers": 4, "inter": 32, "texts": 200, "log": None}
+    with pytest.raises(ValueError, match="how long"):
+        train_reasoner(out, **small)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train_reasoner(out, steps=1, resume=True, **small)
+    train_reasoner(out, steps=2, **small)
+    first = load_folder(out)[0].state_dict()
+    train_reasoner(out, steps=3, resume=True, **small)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r.get("event") in ("resume", "look")] == [1, 2, 2, 3]
+    assert any(not torch.equal(a, first[k]) for k, a in load_folder(out)[0].state_dict().items())
+    assert json.loads((out / "premeditate.json").read_text()) == {"prompts": "terse"}
+    assert (tmp_path / "reasoner-base" / "model.safetensors").exists()
+
+
+def test_a_folder_without_a_reasoner_says_how_to_make_one(tmp_path: Path) -> None:
+    from premeditate.microworld.models.reasoner_eval import evaluate_reasoner
+
+    with pytest.raises(ValueError, match="microworld train reasoner"):
+        evaluate_reasoner(tmp_path, n=1)
+
+
+def test_small_helpers(tmp_path: Path) -> None:
+    assert warmup_stable_decay(0) < warmup_stable_decay(0.005) < warmup_stable_decay(0.5) == 1
+    assert warmup_stable_decay(1) < 0.05
+    low, high = wilson(900, 1000)
+    assert 0.879 < low < 0.9 < high < 0.918
+    clock = Clock(steps=2)
+    clock.tick()
+    assert clock.progress == 0.5
+    log = Log(tmp_path / "log.jsonl")
+    log.write(step=1, loss=0.5)
+    assert log.rows() == [{"step": 1, "loss": 0.5}]
