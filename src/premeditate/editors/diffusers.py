@@ -1,0 +1,289 @@
+"""Any diffusers pipeline that edits an image after an instruction, from a folder or from the hub.
+
+What a pipeline is called with is decided by the parameters that its `__call__` has:
+
+    ours                          its keyword              when
+    prompt, image, generator      same                     always; one generator per request, on the CPU
+    steps                         num_inference_steps      set
+    guidance_scale,               same                     set
+    image_guidance_scale
+    true_cfg_scale                same                     set
+    negative_prompt               same                     set, or guidance by a negative prompt is on: Qwen's true CFG
+                                                           does nothing without one, so it gets " "
+    working size                  height, width            it has them
+    working size                  max_area,                Flux Kontext: without these it snaps to one of 17 sizes near
+                                  _auto_resize=False       one megapixel
+    max_sequence_length           same                     it has it and a second tokenizer: the most that reads
+    cancellation                  callback_on_step_end     it has it
+
+and by its class name, for what parameters do not tell:
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import premeditate
+from premeditate.editors.base import EditRequest, EditResult
+from premeditate.editors.fit import Fit
+from premeditate.errors import ModelError
+from premeditate.local import (
+    Job, Stopped, Worker, check_options, load_failure, pick_device, pick_dtype, quiet, read_sidecar,
+)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """`batch`: reads a list of images as one per prompt. `many`: reads a list of images as references of one prompt.
+    `multiple`: working sizes are multiples of this, in pixels; 0: ask its image processor."""
+
+    batch: bool = False
+    many: bool = False
+    multiple: int = 0
+
+
+TRAITS: dict[str, Traits] = {
+    "FluxKontextPipeline": Traits(batch=True),
+    "StableDiffusionInstructPix2PixPipeline": Traits(batch=True),
+    "QwenImageEditPipeline": Traits(multiple=32),
+    "QwenImageEditPlusPipeline": Traits(many=True, multiple=32),
+    "Flux2Pipeline": Traits(many=True),
+    "Flux2KleinPipeline": Traits(many=True),
+    "LongCatImageEditPipeline": Traits(multiple=16),
+}
+"""Pipelines that are not named here get one image and one prompt at a time."""
+CALL_OPTIONS = ("guidance_scale", "image_guidance_scale", "true_cfg_scale", "negative_prompt", "max_sequence_length")
+SIDECAR_OPTIONS = ("size", "steps", "max_batch", "domain", *CALL_OPTIONS)
+OPTIONS = (*SIDECAR_OPTIONS, "name", "device", "dtype", "revision", "offload")
+LIBRARIES = ("diffusers", "transformers")
+
+
+class DiffusersEditor:
+    """Edits with a diffusers pipeline.
+
+    `size`: the working area is about `size` x `size` pixels, at the source's aspect, None: 1024. `steps` and the
+    `CALL_OPTIONS`: see the table in this module; None leaves the pipeline's own default. `max_batch`: requests per call,
+    where the pipeline can batch. `domain`: called with each source; its ValueError becomes the request's `error`.
+
+    The noise of a request comes from its seed alone, so its result does not depend on what else is in the batch beyond
+    the rounding of matrix products. Output has the size of the request's first image and is aligned with it.
+    """
+
+    def __init__(self, pipeline: Any, *, name: str = "", size: int | None = None, steps: int | None = None,
+                 max_batch: int | None = None, domain: Callable[[Image.Image], object] | None = None,
+                 **call: Any) -> None:
+        check_options(call, CALL_OPTIONS, "a diffusers editor")
+        self.pipeline, self.domain = pipeline, domain
+        kind = type(pipeline).__name__
+        self.name = name or kind
+        self.size, self.steps, self.max_batch = size or 1024, steps, max_batch or 1
+        for what, value in (("size", self.size), ("steps", steps or 1), ("max_batch", self.max_batch)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelError(f"the editor option {what} is {value!r}", "give a whole number of at least 1")
+        self._call = {key: value for key, value in call.items() if value is not None}
+        self._parameters = inspect.signature(pipeline.__call__).parameters
+        for key in ("prompt", "image"):
+            if key not in self._parameters:
+                raise ModelError(f"{kind} takes no {key}", "give a pipeline that edits an image after a prompt")
+        for key in self._call:
+            if key not in self._parameters:
+                raise ModelError(f"{kind} has no {key}", "leave that option out")
+        self._traits = TRAITS.get(kind, Traits())
+        self._multiple = self._traits.multiple or _multiple(pipeline)
+        self._worker = Worker(f"editor-{self.name}")
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(cls, spec: str, **options: Any) -> DiffusersEditor:
+        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default:
+        the best there is), `dtype` (default: float32 on a CPU, else bfloat16), `revision` (hub), `offload` (True: parts
+        wait in main memory until they are needed). Defaults come from the folder's `premeditate.json`.
+
+        Only safetensors are read and no code that comes with a model is run. Raises `ModelError`.
+        """
+        check_options(options, OPTIONS, "a diffusers editor")
+        folder = Path(spec)
+        local = folder.is_dir()
+        sidecar = read_sidecar(folder, SIDECAR_OPTIONS) if local else {}
+        domain = sidecar.pop("domain", None)
+        settings = {**sidecar, **{k: v for k, v in options.items() if v is not None}}
+        if isinstance(domain, str) and "domain" not in settings:
+            settings["domain"] = _domain_check(folder, domain)
+        device = pick_device(settings.pop("device", None))
+        dtype = pick_dtype(settings.pop("dtype", None), device)
+        revision, offload = settings.pop("revision", None), settings.pop("offload", False)
+        hub = {"local_files_only": True} if local else {"revision": revision}
+        with quiet():
+            import diffusers
+
+            modern = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) >= (0, 42)
+            kind = {"dtype" if modern else "torch_dtype": dtype}
+            try:
+                _check_libraries(diffusers.DiffusionPipeline.load_config(spec, **hub))
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                    spec, use_safetensors=True, trust_remote_code=False, **kind, **hub
+                )
+                if offload:
+                    pipeline.enable_model_cpu_offload(device=device)
+                else:
+                    pipeline.to(device)
+            except ModelError:
+                raise
+            except Exception as error:
+                raise load_failure(spec, error) from error
+        return cls(pipeline, **{"name": spec, **settings})
+
+    def check(self, image: Image.Image) -> None:
+        """Raises ValueError, with the mend, for a picture that this editor was not made for."""
+        if self.domain is not None:
+            self.domain(image)
+
+    async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        """One result per request, in order. When cancelled, the work stops at the next denoising step."""
+        def work(job: Job) -> list[EditResult]:
+            with quiet():
+                return self._edit(list(requests), job)
+
+        return await self._worker.run(work)
+
+    def _edit(self, requests: list[EditRequest], job: Job) -> list[EditResult]:
+        results: dict[int, EditResult] = {}
+        ready: dict[tuple[Fit, int], list[int]] = {}
+        for i, request in enumerate(requests):
+            try:
+                self._check_request(request)
+                fit = Fit.plan(request.images[0].size, self.size, self._multiple)
+                ready.setdefault((fit, len(request.images)), []).append(i)
+            except ValueError as error:
+                results[i] = EditResult(None, 0.0, str(error))
+        for (fit, _), indices in ready.items():
+            for batch in self._batches(indices):
+                done = self._batch([requests[i] for i in batch], fit, job)
+                results.update(zip(batch, done, strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def _check_request(self, request: EditRequest) -> None:
+        if not request.images:
+            raise ValueError("the request has no image; give at least one")
+        if len(request.images) > 1 and not self._traits.many:
+            raise ValueError(f"{self.name} reads one image, the request has {len(request.images)}; leave the others out")
+        self.check(request.images[0])
+        limit = self._text_limit()
+        if limit is not None and (tokens := len(self.pipeline.tokenizer_2(request.prompt)["input_ids"])) > limit:
+            raise ValueError(f"the prompt has {tokens} tokens, {self.name} reads {limit}; say it in fewer words or in steps")
+
+    def _batches(self, indices: list[int]) -> Iterator[list[int]]:
+        size = self.max_batch if self._traits.batch else 1
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+    def _batch(self, requests: list[EditRequest], fit: Fit, job: Job) -> list[EditResult]:
+        """Runs one batch; one that fails is tried again one by one, so that only the guilty request gets an error."""
+        start = time.perf_counter()
+        try:
+            job.check()
+            images = self._run(requests, fit, job)
+        except Stopped:
+            raise
+        except Exception as error:
+            if len(requests) > 1:
+                return [result for request in requests for result in self._batch([request], fit, job)]
+            return [EditResult(None, time.perf_counter() - start, f"{type(error).__name__}: {error}")]
+        share = (time.perf_counter() - start) / len(requests)
+        return [EditResult(fit.undo(image), share) for image in images]
+
+    def _run(self, requests: list[EditRequest], fit: Fit, job: Job) -> list[Image.Image]:
+        import torch
+
+        with torch.inference_mode():
+            try:
+                output = self.pipeline(**self._arguments(requests, fit, job)).images
+            except Stopped:
+                # The pipeline had no chance to put its offloaded parts away.
+                self.pipeline.maybe_free_model_hooks()
+                raise
+        if len(output) != len(requests):
+            raise RuntimeError(f"{self.name} gave {len(output)} images for {len(requests)} requests")
+        return list(output)
+
+    def _arguments(self, requests: list[EditRequest], fit: Fit, job: Job) -> dict[str, Any]:
+        """The keywords of one pipeline call: the table in this module's docstring."""
+        import torch
+
+        pictures = [[fit.apply(image) for image in request.images] for request in requests]
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        arguments: dict[str, Any] = dict(self._call)
+        if self._traits.batch:
+            arguments |= {"prompt": [r.prompt for r in requests], "image": [p[0] for p in pictures]}
+            arguments["generator"] = generators
+        else:
+            arguments |= {"prompt": requests[0].prompt, "generator": generators[0]}
+            arguments["image"] = pictures[0] if self._traits.many else pictures[0][0]
+        width, height = fit.work
+        offered = {"num_inference_steps": self.steps, "width": width, "height": height, "max_area": width * height,
+                   "_auto_resize": False, "output_type": "pil"}  # fmt: skip
+        arguments |= {k: v for k, v in offered.items() if k in self._parameters and v is not None}
+        if (limit := self._text_limit()) is not None:
+            arguments["max_sequence_length"] = limit
+        if negative := self._negative_prompt():
+            arguments["negative_prompt"] = [negative] * len(requests) if self._traits.batch else negative
+        if "callback_on_step_end" in self._parameters:
+            arguments["callback_on_step_end"] = lambda pipeline, step, time, tensors: job.check() or tensors
+        return arguments
+
+    def _text_limit(self) -> int | None:
+        """Tokens that the longer-reading of two text encoders takes; None where there is one encoder."""
+        second = getattr(self.pipeline, "tokenizer_2", None)
+        if second is None or "max_sequence_length" not in self._parameters:
+            return None
+        wanted = self._call.get("max_sequence_length") or self._parameters["max_sequence_length"].default
+        return int(min(wanted, second.model_max_length))
+
+    def _negative_prompt(self) -> str | None:
+        if "negative_prompt" in self._call:
+            return str(self._call["negative_prompt"])
+        if "true_cfg_scale" not in self._parameters or "negative_prompt" not in self._parameters:
+            return None
+        scale = self._call.get("true_cfg_scale", self._parameters["true_cfg_scale"].default)
+        return " " if scale is not None and scale > 1 else None
+
+
+def _multiple(pipeline: Any) -> int:
+    """Pixels that a working size must be a multiple of: the autoencoder's factor times the patch size."""
+    config = getattr(getattr(pipeline, "image_processor", None), "config", None)
+    return int(getattr(config, "vae_scale_factor", None) or 16)
+
+
+def _check_libraries(config: Mapping[str, Any]) -> None:
+    """A pipeline's index names the Python library of every part: only the two libraries we know are imported for it."""
+    from diffusers import pipelines
+
+    for part, value in config.items():
+        if part.startswith("_") or not isinstance(value, (list, tuple)) or not value or value[0] is None:
+            continue
+        library = str(value[0])
+        if library not in LIBRARIES and not hasattr(pipelines, library):
+            raise ModelError(f"the pipeline's part {part} comes from {library!r}", "only diffusers and transformers parts are loaded")
+
+
+def _domain_check(folder: Path, name: str) -> Callable[[Image.Image], object] | None:
+    """The check "module:function" that a sidecar names. Only a folder inside this package may: anywhere else it would
+    let a downloaded file choose code to run, so it is left out and said."""
+    home = Path(premeditate.__file__).resolve().parent
+    if not folder.resolve().is_relative_to(home):
+        logging.getLogger(__name__).warning("%s names the check %s: left out, only models of the package may", folder, name)
+        return None
+    module, _, function = name.partition(":")
+    check = getattr(importlib.import_module(module), function, None)
+    if not callable(check):
+        raise ModelError(f"{folder}: there is no check {name}", 'write "module:function"')
+    return check  # type: ignore[no-any-return]

@@ -1,0 +1,173 @@
+"""What the adapters of models in this process share: a worker thread, the sidecar, the device, and quiet libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from premeditate.errors import ModelError
+
+SIDECAR = "premeditate.json"
+"""A file in a model folder that holds the defaults for our adapter of that model."""
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Raised inside the worker when nobody waits for the job any more."""
+
+
+class Job:
+    """Handed to the work: `check()` raises `Stopped` once the caller was cancelled. Call it between steps."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+
+class Worker:
+    """One thread that runs one job after another, so that the event loop stays free and a model is never shared.
+
+    A lock tied to an event loop would not do: the same model serves one `asyncio.run` after the other.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"premeditate-{name}")
+
+    async def run(self, work: Callable[[Job], Result]) -> Result:
+        """The result of `work(job)`. When cancelled, work that waits is dropped and work that runs is told to stop."""
+        job = Job()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, job)
+        finally:
+            job.stop()
+
+
+def nearest(word: str, known: Sequence[str], count: int = 3) -> str:
+    """The known names most like `word`, for an error message."""
+    close = difflib.get_close_matches(word.lower(), known, n=count, cutoff=0.4)
+    return " or ".join(close) if close else ", ".join(sorted(known))
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Raises `ModelError` for an option that does not exist, with the nearest names that do."""
+    for key in options:
+        if key not in known:
+            raise ModelError(f"{what} has no option {key!r}", f"did you mean {nearest(key, known)}?")
+
+
+def read_sidecar(folder: Path, known: Sequence[str]) -> dict[str, Any]:
+    """`premeditate.json` of a model folder, {} where there is none. Raises `ModelError` for one that cannot be read."""
+    path = folder / SIDECAR
+    if not path.is_file():
+        return {}
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "write a JSON object, or delete the file") from None
+    if not isinstance(sidecar, dict):
+        raise ModelError(f"{path} holds no JSON object", 'write something like {"max_batch": 8}, or delete the file')
+    check_options(sidecar, known, str(path))
+    return sidecar
+
+
+def pick_device(device: str | None) -> str:
+    """`device`, or the best one there is: "cuda", "mps" or "cpu"."""
+    import torch
+
+    if device not in (None, "auto"):
+        try:
+            return str(torch.device(device))
+        except RuntimeError:
+            raise ModelError(f"there is no device {device!r}", "give cpu, cuda, cuda:1 or mps") from None
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(dtype: str | None, device: str) -> Any:
+    """The torch dtype of that name; None or "auto": float32 on a CPU (half precision is slow there), else bfloat16."""
+    import torch
+
+    if dtype in (None, "auto"):
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    known = ("float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise ModelError(f"there is no dtype {dtype!r}", f"give one of {', '.join(known)}")
+    return getattr(torch, str(dtype))
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+_quiet_before: list[tuple[logging.Logger, int]] = []
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and nothing below an error from diffusers and transformers. Several threads may be inside."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    global _quiet_depth
+    libraries = (diffusers_logging, transformers_logging)
+    with _quiet_lock:
+        _quiet_depth += 1
+        if _quiet_depth == 1:
+            for library in libraries:
+                library.disable_progress_bar()
+            for name in ("diffusers", "transformers"):
+                logger = logging.getLogger(name)
+                _quiet_before.append((logger, logger.level))
+                logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0:
+                for library in libraries:
+                    library.enable_progress_bar()
+                while _quiet_before:
+                    logger, level = _quiet_before.pop()
+                    logger.setLevel(level)
+
+
+def load_failure(spec: str, error: Exception) -> ModelError:
+    """One line that says why a model could not be loaded, with the mend that fits a folder or a hub id."""
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    if Path(spec).is_dir():
+        return ModelError(f"{spec} cannot be loaded: {why}", "check that the folder is complete")
+    names = {type(e).__name__ for e in _causes(error)} | {type(error).__name__}
+    unreachable = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
+    if names & unreachable or "offline" in why.lower() or "connect" in why.lower():
+        return ModelError(
+            f"{spec} is not on this machine and the model hub cannot be reached",
+            f"unset HF_HUB_OFFLINE and check the network, or run `hf download {spec}` where there is one, "
+            "or give a local folder",
+        )
+    return ModelError(
+        f"{spec} cannot be loaded: {why}", f"check the name, and that you may read it (`hf auth login`, then `hf download {spec}`)"
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        yield cause
+        error = cause
