@@ -93,11 +93,11 @@ class Engine:
     """
 
     def __init__(self, editor: Editor, reasoner: Reasoner, verifier: Verifier | None, store: Store,
-                 settings: Settings = Settings(), *, limits: Limits = Limits(), on_event: OnEvent | None = None,
+                 settings: Settings | None = None, *, limits: Limits | None = None, on_event: OnEvent | None = None,
                  versions: dict[str, str] | None = None) -> None:
         self.editor, self.reasoner, self.verifier, self.store = editor, reasoner, verifier, store
-        self.settings = replace(settings, judged=verifier is not None)
-        self.limits, self.on_event, self.versions = limits, on_event, dict(versions or {})
+        self.settings = replace(settings or Settings(), judged=verifier is not None)
+        self.limits, self.on_event, self.versions = limits or Limits(), on_event, dict(versions or {})
         self.prompts = get(reasoner.prompts)
         self.record = {**asdict(self.settings), "editor": editor.name, "reasoner": reasoner.name,
                        "verifier": verifier.name if verifier else None, "prompts": self.prompts.name}  # fmt: skip
@@ -106,9 +106,8 @@ class Engine:
         """One finished trace per task, in order. A task that fails ends with `trace.error`; the others go on.
 
         A trace that the store already holds is continued; one that is finished is returned as it is, unless it ended
-        with an error: then the task is tried again in a new trace. Raises what the store raises, and ValueError for tasks
-        that share an id. When cancelled,
-        everything that was done so far is in the store.
+        with an error: then the task is tried again in a new trace. Raises what the store raises, and ValueError for
+        tasks that share an id. When cancelled, everything that was done so far is in the store.
         """
         tasks = list(tasks)
         if len({task.id for task in tasks}) != len(tasks):

@@ -31,8 +31,9 @@ def select(trace: Trace) -> Selection | None:
         verdict = trace.chains[chain].rounds[index].verdict
         assert verdict is not None
         yes = sum(a.yes is True for a in verdict.answers)
-        reason = (f"no round was verified; the highest score ({score:.2f}, {yes} of {len(verdict.answers)} checks passed)"
-                  f" of {_count(len(scored), 'scored round')}")  # fmt: skip
+        checks = f"{yes} of {len(verdict.answers)} checks passed"
+        reason = (f"no round was verified; the highest score ({score:.2f}, {checks}) of"
+                  f" {_count(len(scored), 'scored round')}")  # fmt: skip
         return Selection(chain=chain, round=index, verified=False, reason=reason)
     why = _unscored(rounds)
     looked = [r for r in rounds if _critic_score(r[2]) is not None]

@@ -47,7 +47,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"there is no strategy {self.strategy!r}; use one of: {', '.join(STRATEGIES)}")
-        for name, low, high in (("max_rounds", 1, 64), ("chains", 1, 64), ("seed", 0, 2**63 - 1), ("temperature", 0, 2)):
+        ranges = (("max_rounds", 1, 64), ("chains", 1, 64), ("seed", 0, 2**63 - 1), ("temperature", 0, 2))
+        for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a value from {low} to {high}")
 

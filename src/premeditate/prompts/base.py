@@ -19,6 +19,11 @@ from premeditate.trace import Checklist, Critique, Plan
 LABELS = ("yes", "no")
 
 
+def clean(text: str) -> str:
+    """Model text as valid Unicode: lone surrogates, which JSON escapes can smuggle in, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class PromptSet(Protocol):
     name: str
     max_tokens: int

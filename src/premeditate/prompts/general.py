@@ -9,11 +9,11 @@ whatever else a model says is "unparsable", or "refused" where it declines.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from premeditate.prompts.base import clean
 from premeditate.prompts.terse import JOIN
 from premeditate.trace import Checklist, ChecklistItem, Critique, Dimension, Plan, Status
 
@@ -21,14 +21,16 @@ MAX_TEXT = 200_000
 MAX_STEPS = 32
 MAX_ITEMS = 64
 MAX_FIELD = 4_000
+SATISFIED = 8
+"""EditThinker's stop rule, for critics trained to give scores only: both scores are at least this."""
 DIMENSIONS: tuple[Dimension, ...] = ("follow", "keep", "quality")
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n?(.*?)```", re.DOTALL)
-_TAG = re.compile(r"<([a-z_]{2,24})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_TAGS = ("explanation", "steps", "plan", "items", "checklist", "questions", "problem", "score", "semantic", "quality",
+         "satisfied", "base", "prompt", "answer")  # fmt: skip
 _DECLINES = re.compile(
-    r"^\W*(?:i['’]m (?:really |very |so )?sorry|i am sorry|sorry\b|i can(?:['’]t|not)\b|i(?:['’]m| am) (?:unable|not able)"
-    r"|i (?:must|have to) (?:decline|refuse)|i won['’]t\b|as an ai\b)",
+    r"^\W*(?:i['’]m (?:really |very |so )?sorry|i am sorry|sorry\b|i can(?:['’]t|not)\b"
+    r"|i(?:['’]m| am) (?:unable|not able)|i (?:must|have to) (?:decline|refuse)|i won['’]t\b|as an ai\b)",
     re.IGNORECASE,
 )
 _OPEN, _CLOSE = "<<<INSTRUCTION", "INSTRUCTION>>>"
@@ -44,7 +46,8 @@ Answer with one JSON object and nothing else:
 {{"explanation": "why these changes, in one or two sentences", "steps": ["first change", "second change"]}}
 Use as few steps as the instruction needs; one is often enough."""
 
-_CHECKLIST = """You write the test for an image edit before it is made. You see the original picture and the instruction.
+_CHECKLIST = """You write the test for an image edit before it is made. You see the original picture and the \
+instruction.
 Write yes/no questions about the edited picture. The right answer, on a perfect edit, is always "yes". Kinds:
 - "follow": one question for each thing that the instruction (with what it implies) asks for;
 - "keep": what must have stayed as it was in the original;
@@ -65,7 +68,8 @@ Question: {question}
 
 Answer with one word, yes or no."""
 
-_CRITIQUE = """You judge an image edit and improve its prompt. You see two pictures: first the original, then the edited one.
+_CRITIQUE = """You judge an image edit and improve its prompt. You see two pictures: first the original, then \
+the edited one.
 The prompt that made the edited picture is given too. Compare the two pictures, decide what the instruction requires, \
 and say what is missing or wrong. Give two scores from 0 (useless) to 10 (nothing left to improve):
 - "semantic": the instruction was followed and everything else was kept;
@@ -105,8 +109,8 @@ class General:
         data = read(text, ("steps", "plan"))
         steps = _steps(data.get("steps", data.get("plan")))
         if not steps:
-            return Plan(status=failure(text), raw=text)
-        return Plan(steps=steps, explanation=_field(data.get("explanation")), raw=text)
+            return Plan(status=failure(text), raw=clean(text))
+        return Plan(steps=steps, explanation=_field(data.get("explanation")), raw=clean(text))
 
     def checklist(self, instruction: str) -> str:
         return _CHECKLIST.format(data=fence(instruction))
@@ -118,8 +122,8 @@ class General:
         # One unreadable question makes the test another test: the whole list is unparsable.
         good = [item for item in items if item is not None]
         if not items or len(good) != len(items) or len(items) > MAX_ITEMS:
-            return Checklist(status=failure(text), raw=text)
-        return Checklist(items=tuple(good), raw=text)
+            return Checklist(status=failure(text), raw=clean(text))
+        return Checklist(items=tuple(good), raw=clean(text))
 
     def answer(self, question: str) -> str:
         return _ANSWER.format(question=_line(question))
@@ -128,26 +132,28 @@ class General:
         return _CRITIQUE.format(data=fence(instruction), last=JOIN.join(map(_line, last)))
 
     def parse_critique(self, text: str) -> Critique:
-        data = read(text, ("semantic", "score"))
+        data = read(text, ("steps", "satisfied", "prompt", "answer"))
         nested = data.get("score")
         scores = nested if isinstance(nested, dict) else data
         semantic, quality = _score(scores.get("semantic")), _score(scores.get("quality"))
         prompt = _steps(data.get("steps", data.get("prompt", data.get("answer"))))
         problem = _field(data.get("problem"))
         satisfied = _truth(data.get("satisfied"))
+        if "satisfied" not in data and semantic is not None and quality is not None:
+            satisfied = semantic >= SATISFIED and quality >= SATISFIED
         if semantic is None or quality is None or satisfied is None or not (prompt or satisfied):
-            return Critique(status=failure(text), raw=text)
+            return Critique(status=failure(text), raw=clean(text))
         base = str(data.get("base", "original")).strip().lower()
         if base not in ("original", "last"):
-            return Critique(status="unparsable", raw=text)
+            return Critique(status="unparsable", raw=clean(text))
         return Critique(status="scored", satisfied=satisfied, problem=problem, semantic=semantic, quality=quality,
-                        prompt=prompt, base="last" if base == "last" else "original", raw=text)  # fmt: skip
+                        prompt=prompt, base="last" if base == "last" else "original", raw=clean(text))  # fmt: skip
 
 
 def read(text: str, keys: Sequence[str]) -> dict[str, Any]:
     """The JSON object in model text that has one of `keys` (the last such one: models think first and answer last),
-    else its <tag> pairs, else {}. Never raises."""
-    text = _THOUGHT.sub(" ", text[:MAX_TEXT])
+    else its <tag> pairs, else {}. Never raises, and takes time linear in the text: it may be hostile."""
+    text = spoken(text)
     found: dict[str, Any] = {}
     for part in (*_FENCE.findall(text), text):
         for value in _objects(part):
@@ -156,16 +162,27 @@ def read(text: str, keys: Sequence[str]) -> dict[str, Any]:
         if found:
             return found
     tags: dict[str, Any] = {}
-    for name, body in _TAG.findall(text):
-        try:
-            tags[name.lower()] = json.loads(body)
-        except (ValueError, RecursionError):
-            tags[name.lower()] = body.strip()
+    for name in _TAGS:
+        _, opened, rest = text.partition(f"<{name}>")
+        body, closed, _ = rest.partition(f"</{name}>")
+        if opened and closed:
+            try:
+                tags[name] = json.loads(body)
+            except (ValueError, RecursionError):
+                tags[name] = body.strip()
     return tags
 
 
+def spoken(text: str) -> str:
+    """What a model said, without what it thought first; a thought that was cut off leaves nothing."""
+    text = clean(text[:MAX_TEXT])
+    for word in ("think", "thinking"):
+        text = text.rpartition(f"</{word}>")[2].partition(f"<{word}>")[0]
+    return text
+
+
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Top-level JSON objects inside text, first to last. Tries at most 64 opening braces: text may be hostile."""
+    """Top-level JSON objects inside text, first to last. Tries at most 64 opening braces."""
     decoder, at = json.JSONDecoder(), 0
     for _ in range(64):
         at = text.find("{", at)
@@ -182,7 +199,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def failure(text: str) -> Status:
     """Why text that could not be read has no result: the model declined, or said something else."""
-    return "refused" if _DECLINES.match(text[:MAX_TEXT].strip()) else "unparsable"
+    return "refused" if _DECLINES.match(spoken(text).strip()) else "unparsable"
 
 
 def _line(text: str) -> str:
@@ -190,7 +207,7 @@ def _line(text: str) -> str:
 
 
 def _field(value: Any) -> str:
-    return _line(value)[:MAX_FIELD] if isinstance(value, str) else ""
+    return _line(clean(value))[:MAX_FIELD] if isinstance(value, str) else ""
 
 
 def _steps(value: Any) -> tuple[str, ...]:
@@ -220,7 +237,7 @@ def _score(value: Any) -> float | None:
         value = float(found[1]) if found else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and 0 <= value <= 10 else None
+    return float(value) if 0 <= value <= 10 else None
 
 
 def _truth(value: Any) -> bool | None:

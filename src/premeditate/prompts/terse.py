@@ -12,12 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from premeditate.prompts.base import clean
 from premeditate.trace import Checklist, ChecklistItem, Critique, Plan
 
 JOIN = " then "
 GOOD = "good"
+LIMIT = 4_000
+"""Characters; a longer text is no terse answer, and hostile ones would be slow to read."""
 _THEN = re.compile(r"\s*(?:\bthen\b|;|\n)\s*")
 _SECTION = re.compile(r"\b(follow|keep|quality)\s*:")
+_STEP = re.compile(r"(?=.*[^\W\d_])[^|:]{1,400}")
+"""A step is any words, but no fragment of another skill's answer."""
 _CRITIQUE = re.compile(
     r"\s*(?P<problem>[^|]{1,400}?)\s*\|\s*semantic (?P<semantic>10|[0-9])\s*\|\s*quality (?P<quality>10|[0-9])\s*"
     r"\|\s*(?P<base>prompt|last)\s*:\s*(?P<prompt>[^|]{1,2000}?)\s*",
@@ -37,8 +42,11 @@ class Terse:
         return f"plan : {instruction}"
 
     def parse_plan(self, text: str) -> Plan:
-        steps = split_steps(text)
-        return Plan(status="scored" if steps else "unparsable", steps=steps, raw=text)
+        text = clean(text)
+        steps = split_steps(text) if len(text) <= LIMIT else ()
+        if not steps or not all(_STEP.fullmatch(step) for step in steps):
+            return Plan(status="unparsable", raw=text)
+        return Plan(steps=steps, raw=text)
 
     def write_plan(self, steps: Sequence[str]) -> str:
         """What a model is trained to say."""
@@ -48,7 +56,8 @@ class Terse:
         return f"checklist : {instruction}"
 
     def parse_checklist(self, text: str) -> Checklist:
-        parts = _SECTION.split(text)
+        text = clean(text)
+        parts = _SECTION.split(text if len(text) <= LIMIT else "")
         items = [
             ChecklistItem(question=" ".join(question.split()) + "?", dimension=dimension)  # type: ignore[arg-type]
             for dimension, body in zip(parts[1::2], parts[2::2], strict=True)
@@ -75,7 +84,8 @@ class Terse:
         return f"critique : {instruction} | prompt : {JOIN.join(last)}"
 
     def parse_critique(self, text: str) -> Critique:
-        found = _CRITIQUE.fullmatch(text)
+        text = clean(text)
+        found = _CRITIQUE.fullmatch(" ".join(text.split())) if len(text) <= LIMIT else None
         prompt = split_steps(found["prompt"]) if found else ()
         if not found or not prompt:
             return Critique(status="unparsable", raw=text)

@@ -42,7 +42,7 @@ def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0) -
     verdict is "scored" only if every answer is."""
     if not answers:
         return Verdict(status="unparsable", verifier=verifier, reason="the checklist has no items", seconds=seconds)
-    scores = {}
+    scores: dict[str, float] = {}
     for dimension in sorted({a.item.dimension for a in answers}):
         part = [a for a in answers if a.item.dimension == dimension]
         if all(a.status == "scored" for a in part):

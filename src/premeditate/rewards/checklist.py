@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 
 from premeditate.prompts import get
 from premeditate.prompts.base import LABELS
-from premeditate.prompts.general import failure
+from premeditate.prompts.general import failure, spoken
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, verdict_of
 from premeditate.trace import Answer, ChecklistItem, Status, Task, Verdict
 
 _WORD = re.compile(r"^[\W_]*(yes|no)\b", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>\s*(yes|no)\b", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _EVIDENCE = 400
 
 
@@ -73,7 +72,7 @@ def read_answer(item: ChecklistItem, completion: Completion) -> Answer:
     if completion.probabilities and 0 <= yes <= 1 and 0 <= no <= 1 and yes + no > 0:
         p_yes = min(1.0, yes / (yes + no))
         return Answer(item=item, status="scored", yes=p_yes > 0.5, p_yes=p_yes)
-    text = _THOUGHT.sub(" ", completion.text[:20_000]).strip()
+    text = spoken(completion.text).strip()
     found = _WORD.match(text) or _TAGGED.search(text)
     if found is None:
         return Answer(item=item, status=failure(text), evidence=text[:_EVIDENCE] or "an empty answer")
