@@ -125,7 +125,7 @@ FLOORS = [
     {"files"},
     {"trace", "images"},
     {"eventlog"},
-    {"store", "prompts"},
+    {"store", "prompts", "local"},
     {"editors", "reasoners", "datasets"},
     {"rewards"},
     {"presets"},
