@@ -66,8 +66,16 @@ class Oracle:
     name = "oracle"
     prompts = "terse"
 
-    def __init__(self, tasks: Iterable[MicroTask], *, nonsense: Sequence[str] = (), errors: Sequence[str] = (),
-                 wrong_plans: float = 0.0, words: bool = False, yes_man: float = 0.0) -> None:
+    def __init__(
+        self,
+        tasks: Iterable[MicroTask],
+        *,
+        nonsense: Sequence[str] = (),
+        errors: Sequence[str] = (),
+        wrong_plans: float = 0.0,
+        words: bool = False,
+        yes_man: float = 0.0,
+    ) -> None:
         self.tasks = {(t.instruction, t.source.codes): t for t in tasks}
         self.nonsense, self.errors, self.wrong_plans = set(nonsense), set(errors), wrong_plans
         self.words, self.yes_man = words, yes_man

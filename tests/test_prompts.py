@@ -51,7 +51,7 @@ def test_json_is_found_wherever_it_stands(wrap: str) -> None:
 
 def test_apostrophes_and_quotes_survive_a_fence() -> None:
     """ThinkRL-Edit's reader cut a fenced answer at the first apostrophe."""
-    step = "make the dog's collar \"red\", keep the rest"
+    step = 'make the dog\'s collar "red", keep the rest'
     assert GENERAL.parse_plan(f"```json\n{json.dumps({'steps': [step]})}\n```").steps == (step,)
 
 

@@ -1,0 +1,452 @@
+"""The engine on rule-made models: loops, batching, resume, failures, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from micro_fakes import Oracle, RuleEditor, strip, to_task
+from premeditate.editors.base import EditRequest, EditResult
+from premeditate.engine.batching import Batcher
+from premeditate.engine.memory import MemoryStore
+from premeditate.engine.runner import Engine, Limits, derive
+from premeditate.engine.strategies import Settings
+from premeditate.microworld.checker import decode, is_exact
+from premeditate.microworld.render import render
+from premeditate.microworld.scene import Scene
+from premeditate.microworld.tasks import MicroTask, sample_task, sample_tasks
+from premeditate.microworld.verifier import ExactVerifier, require_scene
+from premeditate.reasoners.base import ChatRequest, Completion
+from premeditate.rewards.base import Sample
+from premeditate.rewards.checklist import ChecklistVerifier, read_answer
+from premeditate.store import RunStore
+from premeditate.trace import Checklist, ChecklistItem, ImageRef, Task, Trace
+
+TASKS = list(sample_tasks(60, seed=3))
+BY_ID = {task.id: task for task in TASKS}
+
+
+def go(editor: Any = None, reasoner: Any = None, verifier: Any = "reasoner", *, tasks: Sequence[MicroTask] = TASKS,
+       store: Any = None, limits: Limits | None = None, on_event: Any = None, blind: bool = True,
+       **settings: Any) -> tuple[list[Trace], Any]:  # fmt: skip
+    store = store or MemoryStore()
+    reasoner = reasoner or Oracle(tasks)
+    judge = ChecklistVerifier(reasoner) if verifier == "reasoner" else verifier
+    engine = Engine(
+        editor or RuleEditor(), reasoner, judge, store, Settings(**settings), limits=limits, on_event=on_event
+    )
+    # The loop works without what only the exact checker may know.
+    made = [strip(to_task(t, store)) if blind else to_task(t, store) for t in tasks]
+    return asyncio.run(engine.run(made)), store
+
+
+def right(trace: Trace, store: Any) -> bool:
+    assert trace.chosen is not None
+    return is_exact(BY_ID[trace.task.id].target, decode(store.get_image(trace.chosen.image)))
+
+
+def share(traces: list[Trace], store: Any) -> float:
+    return sum(right(t, store) for t in traces) / len(traces)
+
+
+@pytest.mark.parametrize("strategy", ["plan", "reflect", "think-while-edit"])
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("words", [False, True])
+def test_perfect_parts_are_always_right_and_verified(strategy: str, stepwise: bool, words: bool) -> None:
+    traces, store = go(reasoner=Oracle(TASKS, words=words), strategy=strategy, stepwise=stepwise)
+    assert share(traces, store) == 1.0
+    assert all(t.verified and t.finished and not t.error and len(t.chains[0].rounds) == 1 for t in traces)
+    for t in traces:
+        edits = t.chains[0].rounds[0].edits
+        assert len(edits) == (len(BY_ID[t.task.id].plan) if stepwise else 1)
+        assert [e.base for e in edits] == ["original", *["last"] * (len(edits) - 1)]
+        assert all(a.image == b.source for a, b in pairwise(edits))
+
+
+def test_thinking_looking_and_choosing_help_in_that_order() -> None:
+    def measure(**settings: Any) -> float:
+        return share(*go(RuleEditor(slip=0.5), Oracle(TASKS, wrong_plans=0.3), **settings))
+
+    direct, plan = measure(strategy="direct"), measure(strategy="plan")
+    reflect, think = measure(strategy="reflect"), measure(strategy="think-while-edit")
+    many = measure(strategy="think-while-edit", chains=4)
+    assert direct < plan < reflect < think <= many
+    assert many == 1.0
+
+
+def test_verified_is_the_verifiers_word() -> None:
+    traces, store = go(RuleEditor(slip=0.5), strategy="think-while-edit")
+    assert all(t.verified == right(t, store) for t in traces)
+    assert any(len(t.chains[0].rounds) > 1 for t in traces)
+
+
+def test_every_round_has_a_verdict_and_one_checklist_serves_all() -> None:
+    oracle = Oracle(TASKS)
+    traces, _ = go(RuleEditor(slip=0.7), oracle, strategy="think-while-edit", chains=3)
+    for t in traces:
+        assert t.checklist is not None and t.checklist.status == "scored" and t.checklist.author == "oracle"
+        for chain in t.chains:
+            assert all(r.verdict is not None for r in chain.rounds)
+            assert [a.item for a in chain.rounds[0].verdict.answers] == list(t.checklist.items)  # type: ignore[union-attr]
+    assert oracle.skills().count("checklist") == len(TASKS)
+
+
+def test_chains_are_sampled_and_have_their_own_seeds() -> None:
+    oracle, editor = Oracle(TASKS), RuleEditor(slip=0.9)
+    traces, _ = go(editor, oracle, strategy="think-while-edit", chains=3, max_rounds=2)
+    plans = [r for r in oracle.asked if r.text.startswith("plan")]
+    assert sorted({r.temperature for r in plans}) == [0.0, 0.8]
+    assert sum(r.temperature == 0 for r in plans) == len(TASKS)
+    seeds = [e.seed for t in traces for c in t.chains for r in c.rounds for e in r.edits]
+    assert len(set(seeds)) == len(seeds)
+    assert all(len(t.chains) == 3 for t in traces)
+    assert derive(1, "a", 2) == derive(1, "a", 2) != derive(2, "a", 2) and 0 <= derive(1, "a") < 2**31
+
+
+def test_a_verified_chain_spares_the_others_further_rounds() -> None:
+    traces, _ = go(RuleEditor(slip=0.5), strategy="think-while-edit", chains=4)
+    for t in traces:
+        first = [c.rounds[0].verdict.passed for c in t.chains]  # type: ignore[union-attr]
+        if any(first):
+            assert all(len(c.rounds) == 1 for c in t.chains)
+
+
+def test_the_same_seed_gives_the_same_trace_whatever_the_batches() -> None:
+    def pictures(limits: Limits | None) -> list[list[ImageRef]]:
+        traces, _ = go(RuleEditor(slip=0.5), strategy="think-while-edit", chains=2, limits=limits)
+        return [[r.image for c in t.chains for r in c.rounds] for t in traces]
+
+    assert pictures(None) == pictures(Limits(edits=1, chats=1, samples=1, tasks=1)) == pictures(Limits(3, 5, 7, 11))
+
+
+def test_requests_of_many_tasks_are_batched() -> None:
+    editor, oracle = RuleEditor(), Oracle(TASKS)
+    go(editor, oracle, ExactVerifier(), blind=False, strategy="plan", limits=Limits(edits=16, chats=20))
+    assert editor.batches == [16, 16, 16, 12] and oracle.batches == [20, 20, 20]
+
+
+class Dies:
+    """Passes calls on until `after` of them, then raises what a Ctrl-C becomes."""
+
+    def __init__(self, inner: Any, after: int, method: str) -> None:
+        self.inner, self.left, self.method = inner, after, method
+        self.name, self.prompts = inner.name, getattr(inner, "prompts", "")
+
+    async def chat(self, requests: Sequence[ChatRequest]) -> Any:
+        return await self._pass("chat", requests)
+
+    async def edit(self, requests: Sequence[EditRequest]) -> Any:
+        return await self._pass("edit", requests)
+
+    async def _pass(self, method: str, requests: Any) -> Any:
+        if self.method == method:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return await getattr(self.inner, method)(requests)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6, 10, 15])
+@pytest.mark.parametrize("method", ["chat", "edit"])
+def test_a_killed_run_is_continued_and_nothing_is_done_twice(tmp_path: Path, after: int, method: str) -> None:
+    tasks = TASKS[:6]
+    settings: dict[str, Any] = {"strategy": "think-while-edit", "chains": 2, "limits": Limits(4, 4, 4), "tasks": tasks}
+    whole, kept = go(RuleEditor(0.6), Oracle(tasks), **settings)
+    editor, oracle = RuleEditor(0.6), Oracle(tasks)
+    with RunStore(tmp_path / "run", sync=False) as store:
+        with suppress(KeyboardInterrupt):
+            go(Dies(editor, after, method), Dies(oracle, after, method), store=store, **settings)
+    with RunStore.open(tmp_path / "run") as store:
+        before = sum(len(r.edits) for t in store for c in t.chains for r in c.rounds)
+        again = RuleEditor(0.6)
+        traces, _ = go(again, Oracle(tasks), store=store, **settings)
+        assert len(store.traces()) == len(tasks)
+        total = sum(len(r.edits) for t in traces for c in t.chains for r in c.rounds)
+        assert len(again.requests) == total - before
+        for one, other in zip(traces, whole, strict=True):
+            assert one.selection == other.selection and one.calls == other.calls
+            assert store.get_image(one.chosen.image).tobytes() == kept.get_image(other.chosen.image).tobytes()  # type: ignore[union-attr]
+            assert store.trace(one.id) == one
+        third = RuleEditor(0.6)
+        assert go(third, Oracle(tasks), store=store, **settings)[0] == traces and third.requests == []
+
+
+def test_cancelling_stops_at_once_and_leaves_a_store_that_opens(tmp_path: Path) -> None:
+    class Slow(RuleEditor):
+        async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+            await asyncio.sleep(30)
+            return await super().edit(requests)
+
+    async def main() -> None:
+        with RunStore(tmp_path / "run", sync=False) as store:
+            oracle = Oracle(TASKS)
+            engine = Engine(Slow(), oracle, ChecklistVerifier(oracle), store, Settings(strategy="plan"))
+            job = asyncio.create_task(engine.run([strip(to_task(t, store)) for t in TASKS]))
+            await asyncio.sleep(0.5)
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+    traces = list(RunStore.open(tmp_path / "run"))
+    assert len(traces) == len(TASKS) and not any(t.finished for t in traces)
+    assert all(t.chains[0].plan is not None for t in traces)
+
+
+class Sick(RuleEditor):
+    """Fails for prompts that mention a colour: politely, or by raising for the whole batch."""
+
+    def __init__(self, word: str, *, raises: bool) -> None:
+        super().__init__()
+        self.word, self.raises = word, raises
+
+    async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        if self.raises and any(self.word in r.prompt for r in requests):
+            raise RuntimeError("out of memory")
+        done = await super().edit(requests)
+        return [EditResult(None, error="out of memory") if self.word in r.prompt else d
+                for r, d in zip(requests, done, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_task_that_fails_is_marked_and_the_others_go_on(raises: bool) -> None:
+    store = MemoryStore()
+    traces, _ = go(Sick("red", raises=raises), strategy="plan", store=store)
+    for t in traces:
+        bad = "red" in " ".join(BY_ID[t.task.id].plan)
+        assert bad == (t.error is not None) == (t.chosen is None) and t.finished
+        if bad:
+            assert "out of memory" in str(t.error) and "out of memory" in str(t.chains[0].error)
+    assert {t.error is None for t in traces} == {True, False}
+    # What failed is tried again in a trace of its own; what is done stays done.
+    editor = RuleEditor()
+    editor.name = "rule editor"
+    again, _ = go(editor, strategy="plan", store=store)
+    assert all(t.error is None for t in again)
+    assert [t.id for t in again] == [t.id if t.error is None else f"{t.id}-2" for t in traces]
+
+
+def test_an_editor_that_changes_the_size_is_not_believed() -> None:
+    class Small(RuleEditor):
+        async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+            return [EditResult(Image.new("RGB", (8, 8))) for _ in requests]
+
+    traces, _ = go(Small(), tasks=TASKS[:2], strategy="plan")
+    assert all("returned (8, 8) pixels" in str(t.error) for t in traces)
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "errors"])
+@pytest.mark.parametrize("skill", ["plan", "checklist", "answer", "critique"])
+def test_a_reasoner_that_fails_is_never_taken_for_a_yes(fault: str, skill: str) -> None:
+    oracle = Oracle(TASKS, **{fault: [skill]})  # type: ignore[arg-type]
+    traces, store = go(RuleEditor(slip=0.6), oracle, strategy="think-while-edit", max_rounds=3)
+    status = "unparsable" if fault == "nonsense" else "unavailable"
+    for t in traces:
+        rounds = t.chains[0].rounds
+        assert t.error is None and t.chosen is not None
+        if skill == "plan":
+            assert t.chains[0].plan is not None and t.chains[0].plan.status == status
+            assert rounds[0].prompt == t.task.instruction
+        if skill in ("checklist", "answer"):
+            assert not t.verified and all(r.verdict is not None and r.verdict.status == status for r in rounds)
+            assert all(r.verdict is not None and not r.verdict.scores for r in rounds)
+        if skill == "critique":
+            assert t.verified or len(rounds) == 3
+            assert all(r.critique is None or r.critique.satisfied is None for r in rounds)
+    if skill in ("plan", "critique"):
+        assert all(t.verified == right(t, store) for t in traces)
+
+
+def test_events_are_stored_before_they_are_told() -> None:
+    seen: list[tuple[str, str]] = []
+    store = MemoryStore()
+
+    def tell(trace: Trace, event: Any) -> None:
+        assert store.trace(trace.id) == trace
+        seen.append((trace.id, event.type))
+
+    (trace,), _ = go(tasks=TASKS[:1], store=store, on_event=tell, strategy="plan")
+    assert [kind for _, kind in seen] == ["started", "checklist", "plan", "edited", "judged", "stopped", "finished"]
+    assert trace.calls == {"answer": len(trace.checklist.items), "checklist": 1, "edit": 1, "plan": 1}  # type: ignore[union-attr]
+    assert trace.seconds > 0 and trace.settings["strategy"] == "plan" and trace.settings["editor"] == "rule editor"
+
+
+def test_two_tasks_with_one_id_are_refused() -> None:
+    with pytest.raises(ValueError, match="same id"):
+        go(tasks=[TASKS[0], TASKS[0]])
+
+
+def test_without_a_verifier_nothing_is_verified_and_the_critic_ranks() -> None:
+    traces, store = go(RuleEditor(slip=0.6), verifier=None, strategy="think-while-edit")
+    assert not any(t.verified for t in traces) and all(t.checklist is None for t in traces)
+    assert share(traces, store) > 0.75  # 1 - 0.6^4 = 0.87
+
+
+# -- verifiers ---------------------------------------------------------------------------------------------------
+
+
+def judge(verifier: Any, *samples: Sample) -> list[Any]:
+    return asyncio.run(verifier.verify(samples))
+
+
+def sample(
+    task: MicroTask, edit: Scene | Image.Image, checklist: Checklist | None = None, blind: bool = False
+) -> Sample:
+    made = to_task(task, MemoryStore())
+    picture = render(edit) if isinstance(edit, Scene) else edit
+    return Sample(strip(made) if blind else made, render(task.source), picture, checklist)
+
+
+def test_the_exact_verifier_knows() -> None:
+    exact = ExactVerifier()
+    for task in TASKS[:20]:
+        yes, no = judge(exact, sample(task, task.target), sample(task, task.source))
+        assert yes.passed and yes.score == 1.0 and set(yes.scores) == {"follow", "keep", "quality"}
+        assert no.status == "scored" and not no.passed and no.scores["follow"] < 1
+        written = Checklist(items=task.checklist)
+        assert judge(exact, sample(task, task.target, written, blind=True))[0].passed
+        assert not exact.wants_checklist(to_task(task, MemoryStore()))
+        assert exact.wants_checklist(strip(to_task(task, MemoryStore())))
+
+
+def test_the_exact_verifier_says_what_it_cannot_judge() -> None:
+    exact, task = ExactVerifier(), TASKS[0]
+    odd = Checklist(items=(*task.checklist, ChecklistItem(question="is it lovely?", dimension="quality")))
+    (verdict,) = judge(exact, sample(task, task.target, odd, blind=True))
+    assert verdict.status == "unparsable" and not verdict.passed and verdict.score is None
+    assert verdict.answers[-1].status == "unparsable" and verdict.answers[0].yes is True
+    assert "quality" not in verdict.scores and verdict.scores["follow"] == 1
+    for picture in (Image.new("RGB", (60, 64)), Image.effect_noise((64, 64), 90).convert("RGB")):
+        (verdict,) = judge(exact, sample(task, picture))
+        assert verdict.status == "unavailable" and verdict.reason.startswith("not a scene") and verdict.score is None
+    assert judge(exact, sample(task, task.target, None, blind=True))[0].status == "unavailable"
+
+
+def test_require_scene_says_how_to_use_real_models() -> None:
+    require_scene(render(TASKS[0].source))
+    with pytest.raises(ValueError, match=r"not a micro-world scene.*--editor and --reasoner at real models"):
+        require_scene(Image.new("RGB", (640, 480), "white"))
+
+
+ITEM = ChecklistItem(question="Is it?", dimension="keep")
+
+
+@pytest.mark.parametrize(("completion", "status", "yes"), [
+    (Completion(probabilities={"yes": 0.6, "no": 0.2}), "scored", True),
+    (Completion(probabilities={"yes": 0.1, "no": 0.3}), "scored", False),
+    (Completion(probabilities={"yes": 0.5, "no": 0.5}), "scored", False),
+    (Completion(text="Yes."), "scored", True),
+    (Completion(text="**No**, it is not."), "scored", False),
+    (Completion(text="<think>yes?</think>no"), "scored", False),
+    (Completion(text="<answer>yes</answer>"), "scored", True),
+    (Completion(text="<think>yes yes"), "unparsable", None),
+    (Completion(text="Yesterday"), "unparsable", None),
+    (Completion(text=""), "unparsable", None),
+    (Completion(text="It may be."), "unparsable", None),
+    (Completion(text="I'm sorry, I can't help with that."), "refused", None),
+    (Completion(error="timeout"), "unavailable", None),
+    (Completion(probabilities={"yes": float("nan"), "no": 0.1}), "unparsable", None),
+    (Completion(probabilities={"yes": 0.0, "no": 0.0}), "unparsable", None),
+])  # fmt: skip
+def test_an_answer_is_read_or_is_missing(completion: Completion, status: str, yes: bool | None) -> None:
+    answer = read_answer(ITEM, completion)
+    assert (answer.status, answer.yes) == (status, yes)
+    assert (answer.p_yes is not None) == bool(completion.probabilities and status == "scored")
+
+
+def test_items_of_one_sample_are_asked_side_by_side_in_one_batch() -> None:
+    oracle = Oracle(TASKS)
+    lists = [Checklist(items=t.checklist) for t in TASKS[:5]]
+    verdicts = judge(ChecklistVerifier(oracle), *(sample(t, t.target, c) for t, c in zip(TASKS, lists, strict=False)))
+    assert all(v.passed for v in verdicts) and len(oracle.batches) == 1
+    groups = [request.images[1] for request in oracle.asked]
+    assert len({id(g) for g in groups}) == 5 and [len(v.answers) for v in verdicts] == [len(c.items) for c in lists]
+    assert judge(ChecklistVerifier(oracle), sample(TASKS[0], TASKS[0].target))[0].status == "unavailable"
+    broken = Checklist(status="refused")
+    assert judge(ChecklistVerifier(oracle), sample(TASKS[0], TASKS[0].target, broken))[0].status == "refused"
+
+
+# -- batching ----------------------------------------------------------------------------------------------------
+
+
+def test_a_batcher_keeps_every_answer_with_its_request() -> None:
+    rng = random.Random(0)
+    sizes: list[int] = []
+
+    async def call(requests: Sequence[int]) -> list[int]:
+        sizes.append(len(requests))
+        assert len({r % 3 for r in requests}) == 1
+        await asyncio.sleep(0.001)
+        return [r * 10 for r in requests]
+
+    async def client(batcher: Batcher[int, int], number: int) -> bool:
+        await asyncio.sleep(rng.random() * 0.02)
+        return await batcher.submit(number) == number * 10
+
+    async def main() -> None:
+        batcher = Batcher(call, 8, key=lambda r: r % 3)
+        assert all(await asyncio.gather(*(client(batcher, i) for i in range(200))))
+        assert max(sizes) <= 8 and sum(sizes) == 200
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_in_a_failing_batch_only_the_guilty_fails_and_cancelled_requests_are_not_run() -> None:
+    seen: list[int] = []
+
+    async def call(requests: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0.01)
+        if 7 in requests:
+            raise ValueError("seven")
+        if 8 in requests:
+            return []
+        seen.extend(requests)
+        return list(requests)
+
+    async def main() -> None:
+        batcher = Batcher(call, 16)
+        answers = await asyncio.gather(*(batcher.submit(i) for i in range(10)), return_exceptions=True)
+        assert [a for a in answers if isinstance(a, int)] == [0, 1, 2, 3, 4, 5, 6, 9]
+        assert isinstance(answers[7], ValueError) and "0 answers came back for 1" in str(answers[8])
+        seen.clear()
+        jobs = [asyncio.create_task(batcher.submit(i)) for i in (20, 21)]
+        running = asyncio.create_task(batcher.submit(22))
+        await asyncio.sleep(0)
+        jobs[0].cancel()
+        await asyncio.gather(*jobs, running, return_exceptions=True)
+        assert seen == [21, 22]
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_memory_store_names_images_by_content() -> None:
+    store = MemoryStore()
+    one = store.put_image(Image.new("RGB", (4, 2), "red"))
+    assert one == store.put_image(Image.new("RGB", (4, 2), "red")) != store.put_image(Image.new("RGB", (2, 4), "red"))
+    store.get_image(one).putpixel((0, 0), (0, 0, 0))
+    assert store.get_image(one).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(ValueError, match="not in this store"):
+        store.get_image(ImageRef(sha256="f" * 64, width=1, height=1))
+    with pytest.raises(ValueError, match="no trace"):
+        store.trace("x")
+
+
+def test_a_missing_picture_fails_its_task_only() -> None:
+    store = MemoryStore()
+    oracle = Oracle(TASKS)
+    engine = Engine(RuleEditor(), oracle, None, store, Settings(strategy="plan"))
+    lost = Task(id="lost", images=(ImageRef(sha256="f" * 64, width=64, height=64),), instruction="x")
+    bad, good = asyncio.run(engine.run([lost, to_task(sample_task(3, "test"), store)]))
+    assert "not in this store" in str(bad.error) and bad.finished
+    assert good.finished and good.id != bad.id
