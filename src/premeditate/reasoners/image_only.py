@@ -6,6 +6,8 @@ never send video. Pillow does the resizing on every machine, so the model sees t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -42,7 +44,28 @@ def image_only(name: str) -> Any:
             setattr(self, attribute + "_id", tokenizer.convert_tokens_to_ids(token))
         transformers.ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    return type(stock)(stock.__name__, (stock,), {"__init__": __init__, "__module__": __name__})
+    @contextmanager
+    def pixels_once(self: Any) -> Iterator[None]:
+        """Inside, a picture *object* that occurs several times gives its pixels once, at its first place; the text
+        still has a placeholder for each. One thread at a time."""
+        self._once = True
+        try:
+            yield
+        finally:
+            self._once = False
+
+    def _process_images(self: Any, images: Any, **kwargs: Any) -> Any:
+        if not getattr(self, "_once", False):
+            return stock._process_images(self, images, **kwargs)
+        flat = transformers.image_utils.make_flat_list_of_images(images)
+        unique = list({id(image): image for image in flat}.values())
+        place = {id(image): i for i, image in enumerate(unique)}
+        processed = self.image_processor(unique, **kwargs)
+        texts = [self.replace_image_token(processed, image_idx=place[id(image)], **kwargs) for image in flat]
+        return processed, texts
+
+    body = {"__init__": __init__, "pixels_once": pixels_once, "_process_images": _process_images}
+    return type(stock)(stock.__name__, (stock,), {**body, "__module__": __name__})
 
 
 def load_processor(spec: str, model_type: str, **hub: Any) -> Any:
