@@ -57,7 +57,12 @@ class Memory:
 
 def odd_scene() -> Scene:
     cells: list[Thing | None] = [None] * 16
-    for index, colour, size in ((1, "blue", "large"), (4, "orange", "small"), (7, "blue", "small"), (14, "cyan", "large")):
+    for index, colour, size in (
+        (1, "blue", "large"),
+        (4, "orange", "small"),
+        (7, "blue", "small"),
+        (14, "cyan", "large"),
+    ):
         cells[index] = Thing("circle", colour, size)
     cells[9] = Thing("star", "red", "large")
     return Scene(tuple(cells))
@@ -74,9 +79,14 @@ def judged(source: Scene, target: Scene, image: Image.Image, seed: int) -> Verdi
     return Verdict(status="scored", answers=tuple(answers), scores=scores, verifier="checklist", seconds=0.031)
 
 
-def sample(memory: Memory, chains: Sequence[Sequence[str]] = ((("remove the red star at b3"), PLAN),),
-           trace_id: str = "20261121-020000-odd", instruction: str = INSTRUCTION, scale: int = 1,
-           stepwise: bool = False) -> Trace:
+def sample(
+    memory: Memory,
+    chains: Sequence[Sequence[str]] = ((("remove the red star at b3"), PLAN),),
+    trace_id: str = "20261121-020000-odd",
+    instruction: str = INSTRUCTION,
+    scale: int = 1,
+    stepwise: bool = False,
+) -> Trace:
     """A finished trace: each chain carries out its texts, a round each, and is judged by the exact answers."""
     source = odd_scene()
     target = execute(source, parse_plan(PLAN))
@@ -93,28 +103,64 @@ def sample(memory: Memory, chains: Sequence[Sequence[str]] = ((("remove the red 
             scene, edits = source, []
             for part in text.split(" then ") if stepwise else (text,):
                 scene = execute(scene, parse_plan(part))
-                edits.append(Edit(prompt=part, base="original" if not edits else "last", source=start, image=store(scene),
-                                  seed=7 + r, editor="premeditate/micro-editor", seconds=0.412))
+                edits.append(
+                    Edit(
+                        prompt=part,
+                        base="original" if not edits else "last",
+                        source=start,
+                        image=store(scene),
+                        seed=7 + r,
+                        editor="premeditate/micro-editor",
+                        seconds=0.412,
+                    )
+                )
             verdict = judged(source, target, render(scene), 10 * c + r)
-            critique = Critique(status="scored", satisfied=verdict.passed, semantic=10 if verdict.passed else 2, quality=9,
-                                problem="" if verdict.passed else "b3 is wrong : there must be a large green star",
-                                prompt=(PLAN,), author="premeditate/micro-reasoner", seconds=0.09)
+            critique = Critique(
+                status="scored",
+                satisfied=verdict.passed,
+                semantic=10 if verdict.passed else 2,
+                quality=9,
+                problem="" if verdict.passed else "b3 is wrong : there must be a large green star",
+                prompt=(PLAN,),
+                author="premeditate/micro-reasoner",
+                seconds=0.09,
+            )
             rounds.append(Round(edits=tuple(edits), verdict=verdict, critique=critique))
             if verdict.passed and selection is None:
                 selection = Selection(chain=c, round=r, verified=True, reason="the only round that passed every check")
-        plan = Plan(steps=tuple(texts[0].split(" then ")), explanation="all the others are circles", raw=texts[0],
-                    author="premeditate/micro-reasoner", seconds=0.12)
-        built.append(Chain(plan=plan, rounds=tuple(rounds), stopped="verified" if rounds[-1].verdict.passed else "round limit"))
-    selection = selection or Selection(chain=0, round=0, verified=False,
-                                       reason="no round passed every check; this one has the highest mean p(yes)")
+        plan = Plan(
+            steps=tuple(texts[0].split(" then ")),
+            explanation="all the others are circles",
+            raw=texts[0],
+            author="premeditate/micro-reasoner",
+            seconds=0.12,
+        )
+        built.append(
+            Chain(plan=plan, rounds=tuple(rounds), stopped="verified" if rounds[-1].verdict.passed else "round limit")
+        )
+    selection = selection or Selection(
+        chain=0, round=0, verified=False, reason="no round passed every check; this one has the highest mean p(yes)"
+    )
     trace = Trace(
-        id=trace_id, task=Task(id="odd-one-out", images=(start,), instruction=instruction),
-        settings={"strategy": "think-while-edit", "max_rounds": 4, "chains": len(built), "editor": "micro",
-                  "reasoner": "micro", "verifier": "reasoner", "seed": 7},
+        id=trace_id,
+        task=Task(id="odd-one-out", images=(start,), instruction=instruction),
+        settings={
+            "strategy": "think-while-edit",
+            "max_rounds": 4,
+            "chains": len(built),
+            "editor": "micro",
+            "reasoner": "micro",
+            "verifier": "reasoner",
+            "seed": 7,
+        },
         versions={"premeditate": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0"},
         started="2026-11-21T02:00:00+00:00",
         checklist=Checklist(items=checklist(source, target), author="premeditate/micro-reasoner", seconds=0.11),
-        chains=tuple(built), selection=selection, finished=True, seconds=1.84,
-        calls={"editor": sum(len(r.edits) for c in built for r in c.rounds), "reasoner": 12})
+        chains=tuple(built),
+        selection=selection,
+        finished=True,
+        seconds=1.84,
+        calls={"editor": sum(len(r.edits) for c in built for r in c.rounds), "reasoner": 12},
+    )
     memory.all[trace_id] = trace
     return trace

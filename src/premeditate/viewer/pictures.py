@@ -28,13 +28,15 @@ class Images(Protocol):
 @dataclass(frozen=True)
 class Picture:
     """A picture ready for a page. `uri` is None where it could not be read, and `problem` says why. Sizes in pixels
-    are the picture's own, not the page's. `changed`: share of changed pixels (0-1), on difference maps only."""
+    are the picture's own, not the page's. On difference maps only: `changed`, the share of changed pixels (0-1), and
+    `centre`, how far from the left (0-1) the middle of the change lies."""
 
     uri: str | None
     width: int
     height: int
     problem: str = ""
     changed: float | None = None
+    centre: float = 0.5
 
     @property
     def crisp(self) -> bool:
@@ -52,8 +54,9 @@ def data_uri(image: Image.Image, longest: int) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def difference(before: Image.Image, after: Image.Image) -> tuple[Image.Image, float]:
-    """Where and how much two pictures differ: a heat map over the faded first, and the share of changed pixels.
+def difference(before: Image.Image, after: Image.Image) -> tuple[Image.Image, float, float]:
+    """Where and how much two pictures differ: a heat map over the faded first, the share of changed pixels, and
+    how far from the left (0-1) the middle of the change lies.
 
     A pixel's heat is the largest difference of its three channels. `after` is scaled to `before`'s size if need be.
     """
@@ -69,7 +72,10 @@ def difference(before: Image.Image, after: Image.Image) -> tuple[Image.Image, fl
     ground = _RAMP[0] + grey * 58  # the source stays readable under its changes
     weight = np.sqrt(heat.clip(0, 1))[..., None]
     mixed = ground * (1 - weight) + np.maximum(colour, ground) * weight
-    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), float((heat > CHANGED).mean())
+    changed = heat > CHANGED
+    columns = np.flatnonzero(changed.any(axis=0))
+    centre = (columns[0] + columns[-1] + 1) / 2 / changed.shape[1] if len(columns) else 0.5
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), float(changed.mean()), float(centre)
 
 
 class Album:
@@ -106,6 +112,6 @@ class Album:
             if isinstance(one, str) or isinstance(two, str):
                 self._maps[key] = Picture(None, before.width, before.height, one if isinstance(one, str) else str(two))
             else:
-                heat, changed = difference(one, two)
-                self._maps[key] = Picture(data_uri(heat, self._longest), *heat.size, changed=changed)
+                heat, changed, centre = difference(one, two)
+                self._maps[key] = Picture(data_uri(heat, self._longest), *heat.size, changed=changed, centre=centre)
         return self._maps[key]

@@ -60,8 +60,15 @@ def state_of(trace: Trace) -> State:
 
 def render(trace: Trace, store: Images) -> str:
     """The report of one trace as a single HTML file. Pictures that cannot be read are named as missing, in place."""
-    return _page("report.html", trace=trace, album=Album(store), state=state_of(trace), phases=phases(trace),
-                 facts=facts(trace), title=trace.task.instruction)
+    return _page(
+        "report.html",
+        trace=trace,
+        album=Album(store),
+        state=state_of(trace),
+        phases=phases(trace),
+        facts=facts(trace),
+        title=trace.task.instruction,
+    )
 
 
 def render_run(store: Run, link: str = "{id}.html", title: str = "") -> str:
@@ -74,10 +81,19 @@ def render_run(store: Run, link: str = "{id}.html", title: str = "") -> str:
             href = quote(link.format(id=trace_id)) if link else ""
             entries.append({"id": trace_id, "trace": trace, "state": state_of(trace), "href": href, "error": ""})
         except ValueError as error:  # one damaged trace must not hide the others
-            entries.append({"id": trace_id, "trace": None, "state": State("failed", "Unreadable", str(error)),
-                            "href": "", "error": str(error)})
-    counts = {kind: sum(e["state"].kind == kind for e in entries)  # type: ignore[attr-defined]
-              for kind in ("verified", "unverified", "failed", "unfinished")}
+            entries.append(
+                {
+                    "id": trace_id,
+                    "trace": None,
+                    "state": State("failed", "Unreadable", str(error)),
+                    "href": "",
+                    "error": str(error),
+                }
+            )
+    counts = {
+        kind: sum(e["state"].kind == kind for e in entries)  # type: ignore[attr-defined]
+        for kind in ("verified", "unverified", "failed", "unfinished")
+    }
     return _page("index.html", entries=entries, album=album, counts=counts, title=title or "Run")
 
 
@@ -106,8 +122,13 @@ def write_run(store: Run, out: Path) -> list[Path]:
 
 def phases(trace: Trace) -> list[tuple[str, float]]:
     """Seconds by kind of work, summed over all chains: what ran side by side counts in full."""
-    spent = {"plan": 0.0, "checklist": trace.checklist.seconds if trace.checklist else 0.0, "edit": 0.0, "check": 0.0,
-             "critique": 0.0}
+    spent = {
+        "plan": 0.0,
+        "checklist": trace.checklist.seconds if trace.checklist else 0.0,
+        "edit": 0.0,
+        "check": 0.0,
+        "critique": 0.0,
+    }
     for chain in trace.chains:
         spent["plan"] += chain.plan.seconds if chain.plan else 0.0
         for one in chain.rounds:
@@ -120,14 +141,18 @@ def phases(trace: Trace) -> list[tuple[str, float]]:
 def facts(trace: Trace) -> list[tuple[str, str]]:
     """What ran, in words: models, prompt authors, seeds, versions. Settings come first, as they were asked for."""
     rounds = [r for c in trace.chains for r in c.rounds]
-    authors = [("planner", {c.plan.author for c in trace.chains if c.plan}),
-               ("checklist author", {trace.checklist.author} if trace.checklist else set()),
-               ("editor", {e.editor for r in rounds for e in r.edits}),
-               ("verifier", {r.verdict.verifier for r in rounds if r.verdict}),
-               ("critic", {r.critique.author for r in rounds if r.critique})]
+    authors = [
+        ("planner", {c.plan.author for c in trace.chains if c.plan}),
+        ("checklist author", {trace.checklist.author} if trace.checklist else set()),
+        ("editor", {e.editor for r in rounds for e in r.edits}),
+        ("verifier", {r.verdict.verifier for r in rounds if r.verdict}),
+        ("critic", {r.critique.author for r in rounds if r.critique}),
+    ]
     seeds = dict.fromkeys(e.seed for r in rounds for e in r.edits)
-    out = [(name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-           for name, value in trace.settings.items()]
+    out = [
+        (name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in trace.settings.items()
+    ]
     asked = {name for name, _ in out}
     for name, names in authors:
         if found := ", ".join(sorted(filter(None, names))):
@@ -142,20 +167,21 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
 
 
 def seconds(value: float) -> str:
+    """Seconds in words, with no-break spaces."""
     if value < 0.995:
-        return f"{value:.2f} s" if value >= 0.01 or value == 0 else "< 0.01 s"
+        return f"{value:.2f}\u00a0s" if value >= 0.01 or value == 0 else "<\u00a00.01\u00a0s"
     if value < 100:
-        return f"{value:.1f} s"
-    return f"{int(value // 60)} min {round(value % 60)} s"
+        return f"{value:.1f}\u00a0s"
+    return f"{round(value) // 60}\u00a0min {round(value) % 60}\u00a0s"
 
 
 def percent(value: float) -> str:
-    """A share (0-1) that never rounds to a certainty it is not."""
+    """A share (0-1) in percent, that never rounds to a certainty it is not."""
     if 0 < value < 0.01:
-        return "< 1 %"
+        return "<\u00a01\u00a0%"
     if 0.99 < value < 1:
-        return "> 99 %"
-    return f"{value:.0%}".replace("%", " %")
+        return ">\u00a099\u00a0%"
+    return f"{100 * value:.0f}\u00a0%"
 
 
 def by_dimension(verdict: Verdict) -> list[tuple[str, list[Any]]]:
@@ -178,8 +204,9 @@ def json_uri(trace: Trace) -> str:
 
 def questions(chains: Iterable[Chain]) -> list[tuple[str, str]]:
     """(dimension, question) asked in any round, each once, in the order of the dimensions."""
-    found = dict.fromkeys((a.item.dimension, a.item.question) for c in chains for r in c.rounds if r.verdict
-                          for a in r.verdict.answers)
+    found = dict.fromkeys(
+        (a.item.dimension, a.item.question) for c in chains for r in c.rounds if r.verdict for a in r.verdict.answers
+    )
     return sorted(found, key=lambda pair: DIMENSIONS.index(pair[0]))
 
 
@@ -192,10 +219,21 @@ def answer_to(one: Round, question: tuple[str, str]) -> Any:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(seconds=seconds, percent=percent, by_dimension=by_dimension, json_uri=json_uri,
-                               plain_json=plain_json, embedded_json=embedded_json)
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=seconds,
+        percent=percent,
+        by_dimension=by_dimension,
+        json_uri=json_uri,
+        plain_json=plain_json,
+        embedded_json=embedded_json,
+    )
     environment.globals.update(questions=questions, answer_to=answer_to)
     return environment
 
@@ -210,5 +248,8 @@ def _inline(name: str) -> tuple[Markup, str]:
 def _page(template: str, **values: Any) -> str:
     style, style_hash = _inline("page.css")
     script, script_hash = _inline("page.js")
-    policy = f"default-src 'none'; img-src data:; style-src '{style_hash}'; script-src '{script_hash}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{style_hash}'; script-src '{script_hash}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)

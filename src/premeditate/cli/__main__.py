@@ -1,0 +1,5 @@
+"""`python -m premeditate.cli` is the `premeditate` command."""
+
+from premeditate.cli import main
+
+main()
