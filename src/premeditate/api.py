@@ -22,7 +22,7 @@ from premeditate import images
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.runner import Engine, Limits, OnEvent
 from premeditate.engine.strategies import Settings
-from premeditate.errors import ImageError, ModelError, check_instruction
+from premeditate.errors import ImageError, ModelError, PremeditateError, check_instruction
 from premeditate.rewards.base import Verifier
 from premeditate.rewards.checklist import ChecklistVerifier
 from premeditate.store import RunStore, versions
@@ -268,14 +268,14 @@ def load_image(source: Source) -> Image.Image:
 
 
 def check_source(models: Sequence[object], image: Image.Image) -> None:
-    """Asks each model that has a `check_source` whether it can do anything with this picture; it raises ValueError
-    with the mend if not."""
+    """Asks each model that has a method `check(image)` whether it can do anything with this picture, before any work
+    is done. It raises ValueError, "problem; mend", if not; that becomes an `ImageError`."""
     for model in models:
-        check = getattr(model, "check_source", None)
-        if check is not None:
+        check = getattr(model, "check", None)
+        if callable(check):
             try:
                 check(image)
-            except ImageError:
+            except PremeditateError:
                 raise
             except ValueError as error:
                 problem, _, mend = str(error).partition("; ")
