@@ -111,7 +111,8 @@ def _write_page(page: Path | None, trace: Trace, run: RunStore) -> Path | None:
     from premeditate.files import write_atomic
     from premeditate.viewer.report import render
 
-    return write_atomic(page, render(trace, run).encode())
+    write_atomic(page, render(trace, run).encode())
+    return page
 
 
 def _slug(text: str) -> str:

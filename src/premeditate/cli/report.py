@@ -37,4 +37,4 @@ def report(
         files = [write_atomic(out, render(store.trace(trace), store).encode())]
     else:
         files = write_run(store, out)
-    typer.echo(str(files[0]) + (f" and {len(files) - 1} reports beside it" if len(files) > 1 else ""))
+    typer.echo(str(out) + (f" and {len(files) - 1} reports beside it" if len(files) > 1 else ""))
