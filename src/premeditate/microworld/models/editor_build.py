@@ -38,7 +38,9 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 SCHEDULER_CONFIG: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}
 SIDECAR: dict[str, Any] = {"size": 64, "steps": 4, "guidance_scale": 1.0, "max_batch": 64}
 """What our diffusers adapter reads from `premeditate.json`."""
-LANGUAGE = "paint remove add move swap make turn replace the a an one thing at to and into with then empty cell".split()
+LANGUAGE = tuple(
+    "paint remove add move swap make turn replace the a an one thing at to and into with then empty cell".split()  # noqa: SIM905
+)
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()+-*/%&"
 
 
@@ -108,7 +110,8 @@ def t5_tokenizer(vocabulary: Iterable[str]) -> Any:
 
 
 def clip_tokenizer(vocabulary: Iterable[str]) -> Any:
-    """A byte-pair tokenizer whose merges build the words letter by letter."""
+    """A byte-pair tokenizer whose merges build words letter by letter: most words of the explicit language are one
+    token, those that share letters with an earlier one are a few."""
     from transformers import CLIPTokenizer
 
     tokens = ["<|startoftext|>", "<|endoftext|>", *ALPHABET, *(c + "</w>" for c in ALPHABET)]
@@ -171,10 +174,9 @@ def save_editor(parts: EditorParts, folder: Path, **sidecar: Any) -> int:
     import copy
 
     folder.mkdir(parents=True, exist_ok=True)
+    halves = {name: copy.deepcopy(m).half() for name, m in parts.trained().items()}
     half = EditorParts(
-        *(copy.deepcopy(m).half() for m in (parts.transformer, parts.text_encoder, parts.text_encoder_2, parts.vae)),
-        parts.tokenizer,
-        parts.tokenizer_2,
+        **halves, vae=copy.deepcopy(parts.vae).half(), tokenizer=parts.tokenizer, tokenizer_2=parts.tokenizer_2
     )
     half.pipeline().save_pretrained(folder, safe_serialization=True)
     (folder / "premeditate.json").write_text(json.dumps({**SIDECAR, **sidecar}, indent=2) + "\n")

@@ -73,8 +73,8 @@ def write_card(folder: Path, figures: dict[str, Any], journal: Path) -> None:
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
     title = "Micro-world editor" + (" (base)" if base else "")
     kind = (
-        f"\nThis is the **base**: the averaged weights at {training['done']:.0%} of the same run, deliberately unfinished."
-        " It leaves the room that reinforcement learning is to fill.\n"
+        f"\nThis is the **base**: the averaged weights at {training['done']:.0%} of the same run, deliberately"
+        " unfinished. It leaves the room that reinforcement learning is to fill.\n"
         if base
         else ""
     )
@@ -96,7 +96,7 @@ def write_card(folder: Path, figures: dict[str, Any], journal: Path) -> None:
         "import torch",
         "from diffusers import FluxKontextPipeline",
         "",
-        'pipe = FluxKontextPipeline.from_pretrained(folder, torch_dtype=torch.float32)',
+        "pipe = FluxKontextPipeline.from_pretrained(folder, torch_dtype=torch.float32)",
         'edit = pipe(image=scene, prompt="paint the red circle at b3 green", height=64, width=64, max_area=64 * 64,',
         "            _auto_resize=False, num_inference_steps=4, guidance_scale=1.0,",
         "            max_sequence_length=pipe.tokenizer_2.model_max_length).images[0]",
@@ -131,10 +131,11 @@ def write_card(folder: Path, figures: dict[str, Any], journal: Path) -> None:
         "",
         f"Recipe: {recipe}.",
         "",
-        "Data: procedural only. Scenes of 2-8 things; prompts of one to three explicit steps of eight kinds, 55 % naming"
-        " things by description and cell, 15 % by cell, 30 % by description. No training scene holds a purple star, cyan"
-        " triangle, yellow square or gray triangle (the autoencoder has seen them, the editor has not). Loss: rectified"
-        " flow with changed cells weighted, and auxiliary classification heads that are not part of the folder.",
+        "Data: procedural only. Scenes of 2-8 things; prompts of one to three explicit steps of eight kinds, 55 %"
+        " naming things by description and cell, 15 % by cell, 30 % by description. No training scene holds a purple"
+        " star, cyan triangle, yellow square or gray triangle (the autoencoder has seen them, the editor has not)."
+        " Loss: rectified flow with changed cells weighted, and auxiliary classification heads that are not part of"
+        " the folder.",
         "",
         "## Limits",
         "",

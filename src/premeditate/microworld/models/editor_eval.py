@@ -26,9 +26,7 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))
 
 
-def run_editor(
-    pipe: Any, examples: Sequence[Example], *, seed: int = 0, steps: int = 4, batch: int = 64, max_tokens: int | None = None
-) -> np.ndarray:
+def run_editor(pipe: Any, examples: Sequence[Example], *, seed: int = 0, steps: int = 4, batch: int = 64) -> np.ndarray:
     """Edits through the stock pipeline call. uint8 [N, 64, 64, 3]."""
     import torch
 
@@ -44,7 +42,7 @@ def run_editor(
             _auto_resize=False,
             num_inference_steps=steps,
             guidance_scale=1.0,
-            max_sequence_length=max_tokens or min(512, pipe.tokenizer_2.model_max_length),
+            max_sequence_length=min(512, pipe.tokenizer_2.model_max_length),
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
         ).images
         pictures += [np.asarray(image.convert("RGB")) for image in out]
@@ -108,7 +106,9 @@ def suite(name: str, n: int, seed: int = TEST_SEEDS) -> list[Example]:
 SUITES = ("single", "two", "three", "cell", "description", "two-description", "held-out")
 
 
-def evaluate_pipeline(pipe: Any, n: int = 1000, seed: int = TEST_SEEDS, suites: Sequence[str] = SUITES) -> dict[str, Any]:
+def evaluate_pipeline(
+    pipe: Any, n: int = 1000, seed: int = TEST_SEEDS, suites: Sequence[str] = SUITES
+) -> dict[str, Any]:
     """`summary` of every suite with `n` examples each (twice as many for `single`)."""
     begin = time.process_time()
     result: dict[str, Any] = {}

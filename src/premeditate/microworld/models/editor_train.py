@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from premeditate.microworld.models.editor_build import MAX_TOKENS, EditorParts, build_editor, save_editor
-from premeditate.microworld.models.editor_data import STYLE_SHARES, STYLES, Example, draw_edit, train_scene
-from premeditate.microworld.models.vae_train import to_model, train_vae
-from premeditate.microworld.render import render_codes
-from premeditate.microworld.scene import CELLS, COLOURS, SHAPES, SIZES, THINGS, Scene
+from premeditate.microworld.models.editor_latents import Pool, attributes, cell_table, encode_codes
+from premeditate.microworld.models.vae_train import train_vae
+from premeditate.microworld.scene import CELLS, Scene
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -37,92 +36,21 @@ class EditorRecipe:
     lr: float = 1.5e-3
     warmup: int = 200
     decay_from: float = 0.6
-    base_at: float = 0.34
+    base_at: float = 0.17
     ema: float = 0.998
     weight_changed: float = 8.0
     weight_object: float = 2.0
     auxiliary: float = 0.5
     single_start: float = 0.9
-    single_end: float = 0.5
+    single_end: float = 0.35
     curriculum: float = 0.25
     pool: int = 16384
     refresh: int = 8
+    table_rounds: int = 60
     full_noise: float = 0.3
     vae_seconds: float = 520.0
     bf16: bool = True
     compile: bool = True
-
-
-def attributes() -> np.ndarray:
-    """int [65, 3]: shape, colour and size of every cell content, 0 for the empty cell."""
-    rows = [(0, 0, 0)]
-    rows += [(1 + SHAPES.index(t.shape), 1 + COLOURS.index(t.colour), 1 + SIZES.index(t.size)) for t in THINGS if t]
-    return np.array(rows)
-
-
-def pack(z: Any) -> Any:
-    """[B, C, 8, 8] latents -> [B, 16, 4C] tokens, in Flux's order."""
-    b, c, h, w = z.shape
-    return z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, CELLS, 4 * c)
-
-
-def encode_codes(vae: Any, codes: np.ndarray, batch: int = 128) -> Any:
-    """int [B, 16] -> normalised packed latents, float [B, 16, 32]."""
-    import torch
-
-    out = []
-    with torch.no_grad():
-        for start in range(0, len(codes), batch):
-            z = vae.encode(to_model(render_codes(codes[start : start + batch]))).latent_dist.mode()
-            out.append(pack((z - vae.config.shift_factor) * vae.config.scaling_factor))
-    return torch.cat(out)
-
-
-def cell_table(vae: Any, seed: int = 3, rounds: int = 60) -> Any:
-    """float [16, 65, 32]: the mean latents of every content in every cell, over random neighbours."""
-    import torch
-
-    rng = np.random.default_rng(seed)
-    total, count = torch.zeros(CELLS, len(THINGS), 32), torch.zeros(CELLS, len(THINGS), 1)
-    places = torch.arange(CELLS)
-    for _ in range(rounds):
-        codes = rng.integers(1, len(THINGS), (128, CELLS))
-        codes = np.where(rng.random(codes.shape) < 0.4, codes, 0)
-        for row, z in zip(torch.from_numpy(codes), encode_codes(vae, codes), strict=True):
-            total[places, row] += z
-            count[places, row] += 1
-    return total / count.clamp(min=1)
-
-
-class Pool:
-    """Random training scenes with their encoded latents, a few replaced on every draw."""
-
-    def __init__(self, vae: Any, rng: random.Random, size: int, refresh: int) -> None:
-        self.vae, self.rng, self.refresh = vae, rng, refresh
-        self.scenes: list[Scene] = [train_scene(rng) for _ in range(size)]
-        self.latents = encode_codes(vae, np.array([s.codes for s in self.scenes]))
-        self.next = 0
-
-    def draw(self, count: int, single: float) -> tuple[list[Example], Any]:
-        """Examples (a share `single` of one step, of the rest 70 % two and 30 % three) and source latents [B, 16, 32]."""
-        if self.refresh:
-            where = [(self.next + i) % len(self.scenes) for i in range(self.refresh)]
-            self.next = (self.next + self.refresh) % len(self.scenes)
-            for i in where:
-                self.scenes[i] = train_scene(self.rng)
-            self.latents[where] = encode_codes(self.vae, np.array([self.scenes[i].codes for i in where]))
-        examples: list[Example] = []
-        places: list[int] = []
-        while len(examples) < count:
-            many = (1 - single) * 0.7
-            steps = self.rng.choices((1, 2, 3), (single, many, 1 - single - many))[0]
-            place = self.rng.randrange(len(self.scenes))
-            style = self.rng.choices(STYLES, STYLE_SHARES)[0]
-            example = draw_edit(self.rng, self.scenes[place], steps, style)
-            if example is not None:
-                examples.append(example)
-                places.append(place)
-        return examples, self.latents[places]
 
 
 class Trainer:
@@ -134,7 +62,7 @@ class Trainer:
         self.parts, self.recipe = parts, recipe
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.table = cell_table(parts.vae)
+        self.table = cell_table(parts.vae, rounds=recipe.table_rounds)
         self.pool = Pool(parts.vae, self.rng, recipe.pool, recipe.refresh)
         self.labels = torch.from_numpy(attributes())
         self.places = torch.arange(CELLS)
@@ -214,7 +142,8 @@ class Trainer:
             (weight * F.cross_entropy(part.permute(0, 2, 1), labels[..., i], reduction="none")).mean()
             for i, part in enumerate(logits.split((5, 9, 3), -1))
         )
-        right = torch.stack([p.argmax(-1) == labels[..., i] for i, p in enumerate(logits.detach().split((5, 9, 3), -1))])
+        guesses = [part.argmax(-1) for part in logits.detach().split((5, 9, 3), -1)]
+        right = torch.stack([guess == labels[..., i] for i, guess in enumerate(guesses)])
         figures = {
             "flow": float(flow.detach()),
             "named": float(named.detach()),
@@ -306,7 +235,7 @@ def train_editor(
     resume: bool = True,
     log: Log | None = None,
     recipe: EditorRecipe | None = None,
-    evaluate_every: float = 240.0,
+    evaluate_every: float = 300.0,
     final_n: int = 1000,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -405,5 +334,6 @@ def train_editor(
         (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
         write_card(folder, figures, journal)
         final[name] = figures
-    note({"part": "final", "bytes": size, **{k: {s: v["exact"] for s, v in f["suites"].items()} for k, f in final.items()}})
+    shares = {name: {key: row["exact"] for key, row in f["suites"].items()} for name, f in final.items()}
+    note({"part": "final", "bytes": size, **shares})
     return final
