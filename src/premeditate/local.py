@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import inspect
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from premeditate.errors import ModelError
 
 SIDECAR = "premeditate.json"
 """A file in a model folder that holds the defaults for our adapter of that model."""
+UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
 Result = TypeVar("Result")
 
 
@@ -58,6 +61,11 @@ class Worker:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, job)
         finally:
             job.stop()
+
+
+def is_async(fn: object) -> bool:
+    """True for `async def` functions and for objects whose call is one."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
 def nearest(word: str, known: Sequence[str], count: int = 3) -> str:
@@ -120,8 +128,12 @@ _quiet_before: list[tuple[logging.Logger, int]] = []
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and nothing below an error from diffusers and transformers. Several threads may be inside."""
+def quiet(loading: bool = False) -> Iterator[None]:
+    """No progress bars and nothing below an error from diffusers and transformers. Several threads may be inside.
+
+    `loading`: no Python warnings either, which only the thread that loads a model asks for: these filters are not made
+    for several threads. Downloads keep their bars.
+    """
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -137,7 +149,10 @@ def quiet() -> Iterator[None]:
                 _quiet_before.append((logger, logger.level))
                 logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings() if loading else nullcontext():
+            if loading:
+                warnings.simplefilter("ignore")
+            yield
     finally:
         with _quiet_lock:
             _quiet_depth -= 1
@@ -155,15 +170,15 @@ def load_failure(spec: str, error: Exception) -> ModelError:
     if Path(spec).is_dir():
         return ModelError(f"{spec} cannot be loaded: {why}", "check that the folder is complete")
     names = {type(e).__name__ for e in _causes(error)} | {type(error).__name__}
-    unreachable = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
-    if names & unreachable or "offline" in why.lower() or "connect" in why.lower():
+    if names & UNREACHABLE or "offline" in why.lower() or "connect" in why.lower():
         return ModelError(
             f"{spec} is not on this machine and the model hub cannot be reached",
             f"unset HF_HUB_OFFLINE and check the network, or run `hf download {spec}` where there is one, "
             "or give a local folder",
         )
     return ModelError(
-        f"{spec} cannot be loaded: {why}", f"check the name, and that you may read it (`hf auth login`, then `hf download {spec}`)"
+        f"{spec} cannot be loaded: {why}",
+        f"check the name, and that you may read it (`hf auth login`, then `hf download {spec}`)",
     )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _WEIGHTS = Path(__file__).parent / "microworld" / "weights"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
+_MEGAPIXEL = {"max_pixels": 1 << 20}
+"""Qwen-VL reads up to 12 megapixels by itself, which takes minutes and gigabytes for one picture."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -51,11 +54,11 @@ EDITORS: dict[str, Preset] = {
 REASONERS: dict[str, Preset] = {
     "micro": Preset(str(_WEIGHTS / "reasoner"), "the tiny reasoner of the micro world (in the package)"),
     "micro-base": Preset(str(_WEIGHTS / "reasoner-base"), "the same, deliberately unfinished"),
-    "qwen2.5-vl-3b": Preset("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B"),
-    "qwen2.5-vl-7b": Preset("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL, 7 B"),
-    "qwen3-vl-2b": Preset("Qwen/Qwen3-VL-2B-Instruct", "Qwen3-VL, 2 B"),
-    "qwen3-vl-4b": Preset("Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL, 4 B"),
-    "qwen3-vl-8b": Preset("Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL, 8 B"),
+    "qwen2.5-vl-3b": Preset("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B", _MEGAPIXEL),
+    "qwen2.5-vl-7b": Preset("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL, 7 B", _MEGAPIXEL),
+    "qwen3-vl-2b": Preset("Qwen/Qwen3-VL-2B-Instruct", "Qwen3-VL, 2 B", _MEGAPIXEL),
+    "qwen3-vl-4b": Preset("Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL, 4 B", _MEGAPIXEL),
+    "qwen3-vl-8b": Preset("Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL, 8 B", _MEGAPIXEL),
 }
 
 _loaded: dict[tuple[str, str, str], Any] = {}
@@ -136,5 +139,6 @@ def _resolve(kind: str, presets: dict[str, Preset], index: str, spec: str) -> Pr
     if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
         return Preset(spec, "a hub repository")
     raise ModelError(
-        f"there is no {kind} {spec!r}", f"did you mean {nearest(spec, list(presets))}? Or give a folder or a hub id org/name"
+        f"there is no {kind} {spec!r}",
+        f"did you mean {nearest(spec, list(presets))}? Or give a folder or a hub id org/name",
     )

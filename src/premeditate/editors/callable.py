@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from premeditate.editors.base import EditRequest, EditResult
-from premeditate.local import Worker
+from premeditate.local import Worker, is_async
 
 EditFunction = Callable[..., Image.Image | Awaitable[Image.Image]]
 
@@ -26,12 +26,12 @@ class CallableEditor:
     def __init__(self, fn: EditFunction, *, name: str | None = None) -> None:
         if not callable(fn):
             raise ValueError(f"CallableEditor needs a function, not {type(fn).__name__}")
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
         self._fn, self._worker = fn, Worker(self.name)
-        self._async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))
+        self._async = is_async(fn)
         parameters = inspect.signature(fn).parameters
-        kinds = inspect.Parameter
-        positional = [p.name for p in parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positional = [p.name for p in parameters.values() if p.kind in by_place]
         self._keywords = {"seed", "images"} & (set(parameters) - set(positional[:2]))
         self._third = len(positional) > 2 and positional[2] not in self._keywords
 

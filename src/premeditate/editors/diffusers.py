@@ -37,7 +37,15 @@ from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.fit import Fit
 from premeditate.errors import ModelError
 from premeditate.local import (
-    Job, Stopped, Worker, check_options, load_failure, pick_device, pick_dtype, quiet, read_sidecar,
+    Job,
+    Stopped,
+    Worker,
+    check_options,
+    load_failure,
+    pick_device,
+    pick_dtype,
+    quiet,
+    read_sidecar,
 )
 
 
@@ -71,8 +79,8 @@ class DiffusersEditor:
     """Edits with a diffusers pipeline.
 
     `size`: the working area is about `size` x `size` pixels, at the source's aspect, None: 1024. `steps` and the
-    `CALL_OPTIONS`: see the table in this module; None leaves the pipeline's own default. `max_batch`: requests per call,
-    where the pipeline can batch. `domain`: called with each source; its ValueError becomes the request's `error`.
+    `CALL_OPTIONS`: see the table in this module; None leaves the pipeline's own default. `max_batch`: requests per
+    call, where the pipeline can batch. `domain`: called with each source; its ValueError becomes the request's `error`.
 
     The noise of a request comes from its seed alone, so its result does not depend on what else is in the batch beyond
     the rounding of matrix products. Output has the size of the request's first image and is aligned with it.
@@ -85,10 +93,10 @@ class DiffusersEditor:
         self.pipeline, self.domain = pipeline, domain
         kind = type(pipeline).__name__
         self.name = name or kind
-        self.size, self.steps, self.max_batch = size or 1024, steps, max_batch or 1
-        for what, value in (("size", self.size), ("steps", steps or 1), ("max_batch", self.max_batch)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        for what, value in (("size", size), ("steps", steps), ("max_batch", max_batch)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ModelError(f"the editor option {what} is {value!r}", "give a whole number of at least 1")
+        self.size, self.steps, self.max_batch = size or 1024, steps, max_batch or 1
         self._call = {key: value for key, value in call.items() if value is not None}
         self._parameters = inspect.signature(pipeline.__call__).parameters
         for key in ("prompt", "image"):
@@ -101,10 +109,14 @@ class DiffusersEditor:
         self._multiple = self._traits.multiple or _multiple(pipeline)
         self._worker = Worker(f"editor-{self.name}")
         pipeline.set_progress_bar_config(disable=True)
+        for part in getattr(pipeline, "components", {}).values():
+            # A pipeline built in memory has its dropout on: the same seed would give another picture each time.
+            if hasattr(part, "eval"):
+                part.eval()
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> DiffusersEditor:
-        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default:
+        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default
         the best there is), `dtype` (default: float32 on a CPU, else bfloat16), `revision` (hub), `offload` (True: parts
         wait in main memory until they are needed). Defaults come from the folder's `premeditate.json`.
 
@@ -122,7 +134,7 @@ class DiffusersEditor:
         dtype = pick_dtype(settings.pop("dtype", None), device)
         revision, offload = settings.pop("revision", None), settings.pop("offload", False)
         hub = {"local_files_only": True} if local else {"revision": revision}
-        with quiet():
+        with quiet(loading=True):
             import diffusers
 
             modern = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) >= (0, 42)
@@ -175,11 +187,11 @@ class DiffusersEditor:
         if not request.images:
             raise ValueError("the request has no image; give at least one")
         if len(request.images) > 1 and not self._traits.many:
-            raise ValueError(f"{self.name} reads one image, the request has {len(request.images)}; leave the others out")
+            raise ValueError(f"{self.name} reads one image, the request has {len(request.images)}; leave out the rest")
         self.check(request.images[0])
         limit = self._text_limit()
         if limit is not None and (tokens := len(self.pipeline.tokenizer_2(request.prompt)["input_ids"])) > limit:
-            raise ValueError(f"the prompt has {tokens} tokens, {self.name} reads {limit}; say it in fewer words or in steps")
+            raise ValueError(f"the prompt has {tokens} tokens, {self.name} reads {limit}; say it in fewer words")
 
     def _batches(self, indices: list[int]) -> Iterator[list[int]]:
         size = self.max_batch if self._traits.batch else 1
@@ -237,7 +249,7 @@ class DiffusersEditor:
         if negative := self._negative_prompt():
             arguments["negative_prompt"] = [negative] * len(requests) if self._traits.batch else negative
         if "callback_on_step_end" in self._parameters:
-            arguments["callback_on_step_end"] = lambda pipeline, step, time, tensors: job.check() or tensors
+            arguments["callback_on_step_end"] = lambda pipeline, step, time, tensors: _between(job, tensors)
         return arguments
 
     def _text_limit(self) -> int | None:
@@ -257,6 +269,12 @@ class DiffusersEditor:
         return " " if scale is not None and scale > 1 else None
 
 
+def _between(job: Job, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Runs after every denoising step."""
+    job.check()
+    return tensors
+
+
 def _multiple(pipeline: Any) -> int:
     """Pixels that a working size must be a multiple of: the autoencoder's factor times the patch size."""
     config = getattr(getattr(pipeline, "image_processor", None), "config", None)
@@ -272,7 +290,9 @@ def _check_libraries(config: Mapping[str, Any]) -> None:
             continue
         library = str(value[0])
         if library not in LIBRARIES and not hasattr(pipelines, library):
-            raise ModelError(f"the pipeline's part {part} comes from {library!r}", "only diffusers and transformers parts are loaded")
+            raise ModelError(
+                f"the pipeline's part {part} comes from {library!r}", "only diffusers and transformers are loaded"
+            )
 
 
 def _domain_check(folder: Path, name: str) -> Callable[[Image.Image], object] | None:
@@ -280,10 +300,10 @@ def _domain_check(folder: Path, name: str) -> Callable[[Image.Image], object] | 
     let a downloaded file choose code to run, so it is left out and said."""
     home = Path(premeditate.__file__).resolve().parent
     if not folder.resolve().is_relative_to(home):
-        logging.getLogger(__name__).warning("%s names the check %s: left out, only models of the package may", folder, name)
+        logging.getLogger(__name__).warning("%s names the check %s: left out, only the package's own may", folder, name)
         return None
     module, _, function = name.partition(":")
     check = getattr(importlib.import_module(module), function, None)
     if not callable(check):
         raise ModelError(f"{folder}: there is no check {name}", 'write "module:function"')
-    return check  # type: ignore[no-any-return]
+    return check

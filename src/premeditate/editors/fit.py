@@ -1,7 +1,7 @@
 """Brings a picture to a size that a pipeline can work at, and the result back: padded, never stretched.
 
-Users of real editors complain most of all about edits that come back shifted or zoomed. So the picture keeps its aspect,
-the rest of the working size is filled with its own border pixels, and the way back undoes exactly the same numbers.
+Users of real editors complain most of all about edits that come back shifted or zoomed. So the picture keeps its
+aspect, the rest of the working size is filled with its own border pixels, and the way back undoes the same numbers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def working_size(source: Size, side: int, multiple: int) -> Size:
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """`image` at `size`; an exact whole-number reduction averages blocks, which gives enlarged pixel art back as it was."""
+    """`image` at `size`; a reduction by a whole number averages blocks: enlarged pixel art comes back as it was."""
     if image.size == size:
         return image
     whole = all(a >= b and a % b == 0 for a, b in zip(image.size, size, strict=True))

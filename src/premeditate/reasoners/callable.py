@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from premeditate.local import Worker
+from premeditate.local import Worker, is_async
 from premeditate.reasoners.base import ChatRequest, Completion
 
 
@@ -25,10 +25,10 @@ class CallableReasoner:
     def __init__(self, fn: Callable[[ChatRequest], Any], *, name: str | None = None, prompts: str = "general") -> None:
         if not callable(fn):
             raise ValueError(f"CallableReasoner needs a function, not {type(fn).__name__}")
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
         self.prompts = prompts
         self._fn, self._worker = fn, Worker(self.name)
-        self._async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))
+        self._async = is_async(fn)
 
     async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
         return list(await asyncio.gather(*(self._one(request) for request in requests)))

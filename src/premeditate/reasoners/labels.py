@@ -51,7 +51,7 @@ class Labels:
         return list(dict.fromkeys(tokens[:-1] for variants in self.variants for tokens in variants))
 
     def probabilities(self, logits: dict[tuple[int, ...], Tensor]) -> list[dict[str, float]]:
-        """`logits[ending]`: [R, len(ending) + 1, V], the last position last. One distribution over the labels per row."""
+        """`logits[ending]`: [R, len(ending) + 1, V], last position last. One distribution over labels per row."""
         import torch
 
         logs = {ending: values.float().log_softmax(-1) for ending, values in logits.items()}
@@ -122,8 +122,8 @@ def shared(model: Any, encoded: dict[str, Tensor], owner: Sequence[int], labels:
            between: Callable[[], None]) -> list[dict[str, float]] | None:
     """Like `plain`, with the prefix of each set of pictures run once. None where the rows do not share their pictures.
 
-    `encoded`: left-padded rows, but the pixels of each *set* only once, sets in order. `owner` [R]: the set of each row,
-    ascending from 0. `between` is called before each pass.
+    `encoded`: left-padded rows, but the pixels of each *set* only once, sets in order. `owner` [R]: the set of each
+    row, ascending from 0. `between` is called before each pass.
     """
     import torch
 

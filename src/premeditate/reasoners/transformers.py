@@ -15,7 +15,15 @@ from PIL import Image
 
 from premeditate.errors import ModelError
 from premeditate.local import (
-    Job, Stopped, Worker, check_options, load_failure, pick_device, pick_dtype, quiet, read_sidecar,
+    Job,
+    Stopped,
+    Worker,
+    check_options,
+    load_failure,
+    pick_device,
+    pick_dtype,
+    quiet,
+    read_sidecar,
 )
 from premeditate.reasoners import labels as scoring
 from premeditate.reasoners.base import ChatRequest, Completion
@@ -25,11 +33,13 @@ if TYPE_CHECKING:
 
 SIDECAR_OPTIONS = ("prompts", "max_batch", "max_pixels")
 OPTIONS = (*SIDECAR_OPTIONS, "name", "device", "dtype", "revision")
+SMALL = 100_000_000
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "audio_token_id")
 
 
 class TransformersReasoner:
-    """Chats with a transformers vision-language model. `prompts`: the prompt set it speaks. `max_batch`: rows per pass.
+    """Chats with a transformers vision-language model. `prompts`: the prompt set it speaks. `max_batch`: rows per pass,
+    by default 64 for a model of less than a hundred million parameters and 8 for larger ones.
 
     Pictures come first and the text after them, as one user turn. Control tokens in the text are encoded as plain text,
     so nothing that a user or a model wrote can open a turn or claim to be a picture. Vision tokens are never generated.
@@ -38,7 +48,9 @@ class TransformersReasoner:
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str = "", prompts: str = "general",
-                 max_batch: int = 8) -> None:
+                 max_batch: int | None = None) -> None:
+        if max_batch is None:
+            max_batch = 64 if sum(p.numel() for p in model.parameters()) < SMALL else 8
         if not isinstance(max_batch, int) or max_batch < 1:
             raise ModelError(f"the reasoner option max_batch is {max_batch!r}", "give a whole number of at least 1")
         if "sanitize_control_tokens" not in inspect.signature(processor.apply_chat_template).parameters:
@@ -58,7 +70,7 @@ class TransformersReasoner:
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> TransformersReasoner:
-        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default:
+        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default
         the best there is), `dtype` (default: float32 on a CPU, else bfloat16), `revision` (hub), `max_pixels` (larger
         pictures are reduced to this many; Qwen models). Defaults come from the folder's `premeditate.json`.
 
@@ -72,7 +84,7 @@ class TransformersReasoner:
         dtype = pick_dtype(settings.pop("dtype", None), device)
         revision, pixels = settings.pop("revision", None), settings.pop("max_pixels", None)
         hub = {"local_files_only": True} if local else {"revision": revision}
-        with quiet():
+        with quiet(loading=True):
             import transformers
 
             try:
@@ -86,8 +98,8 @@ class TransformersReasoner:
             except Exception as error:
                 raise load_failure(spec, error) from error
         if pixels is not None:
-            size = getattr(processor.image_processor, "size", None)
-            if not isinstance(pixels, int) or pixels < 1 or "longest_edge" not in (size or {}):
+            size = getattr(processor.image_processor, "size", None) or {}
+            if not isinstance(pixels, int) or pixels < 1 or "longest_edge" not in size:
                 raise ModelError(f"max_pixels is {pixels!r}", "give a whole number, and only for a Qwen-VL model")
             size["longest_edge"] = pixels
             size["shortest_edge"] = min(size["shortest_edge"], pixels)
