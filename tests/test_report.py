@@ -91,8 +91,7 @@ def test_report_holds_everything_the_trace_says(memory: Memory) -> None:
         "premeditate/micro-editor",
         "seed 7",
         "seed 8",
-        "torch version",
-        "2.13.0",
+        "torch 2.13.0",
         trace.id,
         "Round 1",
         "Round 2",
@@ -228,7 +227,8 @@ def test_difference_map_shows_where_and_how_much() -> None:
     after = before.copy()
     after.paste("red", (30, 0, 40, 20))
     heat, changed, centre = difference(before, after)
-    assert (heat.size, changed, centre) == ((40, 20), 0.25, 0.875)
+    assert (heat.size, changed) == ((40, 20), 0.25)
+    assert centre == pytest.approx(0.875)
     array = np.asarray(heat).astype(int).sum(-1)
     assert array[:, 30:].min() > array[:, :30].max() + 100
     assert difference(before, before)[1:] == (0.0, 0.5)

@@ -14,7 +14,7 @@ from premeditate.trace import ImageRef
 
 CRISP = 256
 """Longer side in pixels up to which a picture is enlarged with hard pixel edges; photographs are larger."""
-CHANGED = 10 / 255
+CHANGED = 20 / 255
 """Largest channel difference (0-1) above which a pixel counts as changed: above what JPEG or a VAE adds unseen."""
 _RAMP = np.array([[22, 20, 44], [92, 24, 110], [190, 50, 90], [244, 120, 40], [255, 226, 120]], dtype=np.float64)
 
@@ -72,10 +72,9 @@ def difference(before: Image.Image, after: Image.Image) -> tuple[Image.Image, fl
     ground = _RAMP[0] + grey * 58  # the source stays readable under its changes
     weight = np.sqrt(heat.clip(0, 1))[..., None]
     mixed = ground * (1 - weight) + np.maximum(colour, ground) * weight
-    changed = heat > CHANGED
-    columns = np.flatnonzero(changed.any(axis=0))
-    centre = (columns[0] + columns[-1] + 1) / 2 / changed.shape[1] if len(columns) else 0.5
-    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), float(changed.mean()), float(centre)
+    weight_x = (heat**2).sum(axis=0)  # squared: faint noise everywhere must not pull the middle away from the change
+    centre = float(weight_x @ (np.arange(len(weight_x)) + 0.5) / weight_x.sum() / len(weight_x)) if heat.any() else 0.5
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), float((heat > CHANGED).mean()), centre
 
 
 class Album:

@@ -159,8 +159,11 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
             out.append((f"{name} used" if name in asked else name, found))
     if seeds:
         out.append(("editor seeds", ", ".join(map(str, seeds))))
-    out += [(f"{name} calls", str(count)) for name, count in trace.calls.items()]
-    return [*out, *((f"{name} version", version) for name, version in trace.versions.items())]
+    if trace.calls:
+        out.append(("calls", ", ".join(f"{name} {count}" for name, count in trace.calls.items())))
+    if trace.versions:
+        out.append(("versions", ", ".join(f"{name} {version}" for name, version in trace.versions.items())))
+    return out
 
 
 # -- what the templates call ------------------------------------------------------------------------------------------
