@@ -17,7 +17,8 @@ class BatchError(RuntimeError):
 
 
 class Batcher(Generic[Request, Answer]):
-    """`await submit(request)` from any number of coroutines; `call` sees batches of at most `size` with equal `key`.
+    """`await submit(request)` from any number of coroutines; `call` sees batches of at most `size` with equal `key` (and
+    group).
 
     One batch runs at a time, and while it runs the next ones grow, so batches are as large as the load allows and a
     lone request never waits for company. The largest waiting group goes next. A batch that raises is tried again one
@@ -34,10 +35,10 @@ class Batcher(Generic[Request, Answer]):
         self._waiting: dict[Hashable, list[tuple[Request, asyncio.Future[Answer]]]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, request: Request) -> Answer:
-        """The answer to one request. Raises what the model raises for it."""
+    async def submit(self, request: Request, group: Hashable = None) -> Answer:
+        """The answer to one request; only requests of one `group` share a batch. Raises what the model raises for it."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(self._key(request), []).append((request, future))
+        self._waiting.setdefault((group, self._key(request)), []).append((request, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
         return await future

@@ -231,14 +231,15 @@ class _TaskRun:
             case strategies.Stop():
                 return ChainStopped(chain=chain, reason=action.reason)
 
-    async def _ask(self, images: Sequence[Image.Image], text: str, chain: int, *what: object) -> Completion:
+    async def _ask(self, images: Sequence[Image.Image], text: str, chain: int, *what: str | int) -> Completion:
         """Greedy in chain 0, sampled in the others. A reasoner that raises is one that could not be asked."""
         request = ChatRequest(
             images=tuple(images), text=text, max_tokens=self.prompts.max_tokens,
             temperature=self.settings.temperature if chain > 0 else 0.0, seed=self._seed(chain, *what),
         )  # fmt: skip
         try:
-            return await self.chats.submit(request)
+            # Answers of one skill are of like length, so that no row of a batch waits for a much longer one.
+            return await self.chats.submit(request, what[0])
         except Exception as error:
             return Completion(error=_words(error))
 
