@@ -146,7 +146,8 @@ def test_the_chat_template_writes_what_was_trained(tmp_path: Path, tiny: tuple) 
     save_folder(tmp_path, *tiny)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "answer : is b3 empty ?"}]
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    chat = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids = tokenizer.encode(text.replace("<|image_pad|>", "<|image_pad|>" * CELLS))
     assert ids == Encoder(tiny[1]).request("answer : is b3 empty ?", 2)
 

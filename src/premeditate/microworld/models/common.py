@@ -1,4 +1,4 @@
-"""Small helpers that both trainings share: the learning-rate schedule, the clock, averaged weights, logs, checkpoints."""
+"""Small helpers that both trainings share: schedule, clock, averaged weights, logs, checkpoints, intervals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Clock:
 
 
 def warmup_stable_decay(progress: float, warm: float = 0.01, decay: float = 0.25) -> float:
-    """The factor on the peak learning rate: linear up, constant, linear down to 2 % over the last `decay` of the run."""
+    """The factor on the peak learning rate: linear up, constant, linear down over the last `decay`, to 2 %."""
     if progress < warm:
         return max(progress / warm, 0.02)
     return max(0.02, min(1.0, (1 - progress) / decay))

@@ -13,7 +13,7 @@ from torch import Tensor
 from premeditate.microworld.models.reasoner_data import Item
 from premeditate.microworld.scene import CELLS, COLOURS, GRID, SHAPES, SIZES
 
-WEIGHTS = {"plan": 1.0, "checklist": 0.5, "answer": 4.0, "critique": 0.6}
+WEIGHTS = {"plan": 1.0, "checklist": 0.5, "answer": 8.0, "critique": 0.6}
 """Loss weight of one token, per skill: an answer has one token that matters, a checklist has many easy ones."""
 
 
@@ -75,7 +75,7 @@ class Encoder:
 class Batch:
     """ids, labels (-100: no loss), weights [B, T]; positions [3, B, T]; mask bool [B, 1, T, T]; pictures uint8
     [B * n, 64, 64, 3]; codes, sharp [B * n, 16]; turn_at [Q, 2]: (row, token) of each marked question's last prompt
-    token, marks [Q, 16]."""
+    token, marks [Q, 16]; asked_at [A, 2] and shows [A] likewise for questions about one cell."""
 
     ids: Tensor
     labels: Tensor
@@ -87,13 +87,15 @@ class Batch:
     sharp: Tensor
     turn_at: Tensor
     marks: Tensor
+    asked_at: Tensor
+    shows: Tensor
 
 
 def collate(items: Sequence[Item], encoder: Encoder) -> Batch:
     """Items with the same number of pictures."""
     pictures = len(items[0].images)
     prefix, where, at = encoder.prefix(pictures)
-    rows, turn_at, marks = [], [], []
+    rows, turn_at, marks, asked_at, shows = [], [], [], [], []
     for number, item in enumerate(items):
         ids, labels, weights = list(prefix), [-100] * len(prefix), [0.0] * len(prefix)
         places, branch = list(where[0]), [0] * len(prefix)
@@ -103,6 +105,9 @@ def collate(items: Sequence[Item], encoder: Encoder) -> Batch:
             if part.marks is not None:
                 turn_at.append((number, len(ids) + len(ask) - 1))
                 marks.append(part.marks)
+            if part.shows >= 0:
+                asked_at.append((number, len(ids) + len(ask) - 1))
+                shows.append(part.shows)
             ids += ask + say
             labels += [-100] * (len(ask) - 1) + say + [-100]
             scale = WEIGHTS[part.skill]
@@ -131,4 +136,5 @@ def collate(items: Sequence[Item], encoder: Encoder) -> Batch:
         torch.from_numpy(np.concatenate([i.codes for i in items])).long(),
         torch.from_numpy(np.concatenate([i.sharp for i in items])),
         torch.tensor(turn_at).reshape(-1, 2), torch.tensor(marks).reshape(-1, CELLS),
+        torch.tensor(asked_at, dtype=torch.long).reshape(-1, 2), torch.tensor(shows, dtype=torch.long),
     )

@@ -47,9 +47,9 @@ def card(title: str, note: str, result: dict[str, Any], rows: list[dict[str, Any
     }
     lines = [
         f"# {title}", "", note, "",
-        "A `transformers` `Qwen3VLForConditionalGeneration` with a tiny configuration, trained from scratch on the micro "
-        "world only. It plans, writes checklists, answers them and criticises edits in the `terse` prompt set. It knows "
-        "nothing but 64x64 scenes of shapes. Licence: Apache-2.0.", "",
+        "A `transformers` `Qwen3VLForConditionalGeneration` with a tiny configuration, trained from scratch on the "
+        "micro world only. It plans, writes checklists, answers them and criticises edits in the `terse` prompt set. "
+        "It knows nothing but 64x64 scenes of shapes. Licence: Apache-2.0.", "",
         f"Made by {setting}.", "",
         f"## Held-out results (split `{result['split']}`, seed {result['seed']}, greedy, 95 % Wilson intervals)", "",
         "| skill | % | interval | n |", "|---|---|---|---|",

@@ -14,8 +14,8 @@ import numpy as np
 
 from premeditate.microworld import checker
 from premeditate.microworld.language import PlanError, Step, canonical, execute, parse_plan, to_text
-from premeditate.microworld.render import CELL, GRID, render_codes, templates
-from premeditate.microworld.scene import CELL_NAMES, CELLS, COLOURS, SHAPES, SIZES, Scene, Thing, random_thing
+from premeditate.microworld.render import CELL, render_codes, templates
+from premeditate.microworld.scene import CELL_NAMES, CELLS, COLOURS, GRID, SHAPES, SIZES, Scene, Thing, random_thing
 from premeditate.microworld.tasks import MicroTask
 from premeditate.prompts.terse import Terse
 
@@ -26,14 +26,16 @@ NAMED = 2
 
 @dataclass(frozen=True)
 class Branch:
-    """One question about the pictures and what to say. `marks`: per cell, the content code that must change or is
-    wrong, -1 elsewhere (for the auxiliary loss)."""
+    """One question about the pictures and what to say. For the auxiliary losses: `marks`, per cell, the content code
+    that it should come to hold, or that speaks for a no, -1 elsewhere; `shows`, the content code in the edit of the
+    cell asked about, or -1."""
 
     skill: str
     prompt: str
     answer: str
     dimension: str = ""
     marks: tuple[int, ...] | None = None
+    shows: int = -1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def weather(image: np.ndarray, rng: random.Random, strength: float = 1.0) -> np.
     if rng.random() < 0.25:
         return image
     noise = np.random.default_rng(rng.getrandbits(32))
-    x = image.astype(np.float32)
+    x: np.ndarray = image.astype(np.float32)
     x = (x - 128) * rng.uniform(1 - 0.04 * strength, 1 + 0.04 * strength) + 128 + rng.uniform(-5, 5) * strength
     if rng.random() < 0.5:
         coarse = noise.normal(0, rng.uniform(0, 7) * strength, (16, 16, 3)).repeat(4, 0).repeat(4, 1)
@@ -116,10 +118,10 @@ def corrupt(picture: Picture, source: Scene, target: Scene, rng: random.Random) 
 
 def blur(patch: np.ndarray, times: int) -> np.ndarray:
     """Repeated 3x3 box blurs, float."""
-    x = patch.astype(np.float32)
+    x: np.ndarray = patch.astype(np.float32)
     for _ in range(times):
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        x = sum(padded[i : i + CELL, j : j + CELL] for i in range(3) for j in range(3)) / 9
+        x = np.sum([padded[i : i + CELL, j : j + CELL] for i in range(3) for j in range(3)], axis=0) / 9
     return x
 
 
@@ -244,10 +246,16 @@ def _keep(task: MicroTask, decoded: checker.Decoded, yes: bool, rng: random.Rand
     """A keep question; the wanted answer is aimed at, not promised."""
     cells = task.source.changed(task.target)
     really = task.source.changed(decoded.scene)
-    if (all(i in cells for i in really)) != yes and rng.random() < 0.7:
-        lost = rng.choice(really) if really else -1
-        cells = sorted(set(cells) | set(really)) if yes else [i for i in cells if i != lost]
-        if len(cells) > 6 or not cells:
+    if all(i in cells for i in really) != yes:
+        if yes:
+            cells = sorted(set(cells) | set(really))
+        elif really:
+            lost = rng.choice(really)
+            others = [i for i in range(CELLS) if i != lost and i not in cells]
+            cells = [i for i in cells if i != lost]
+            if not cells or rng.random() < 0.5:
+                cells = sorted([*cells, rng.choice(others)])
+        if len(cells) > 6:
             cells = task.source.changed(task.target)
     return f"is everything except {' and '.join(CELL_NAMES[i] for i in cells)} unchanged?"
 
@@ -271,7 +279,15 @@ def draw_question(
     truth = checker.answer(text, task.source, decoded)
     if truth is None or (dimension != "quality" and truth != want):
         return None
-    return Branch("answer", PROMPTS.answer(text), "yes" if truth else "no", dimension)
+    named = [i for i, name in enumerate(CELL_NAMES) if name in text.rstrip("?").split()]
+    shows, marks = -1, None
+    if dimension == "follow":
+        shows = decoded.scene.codes[named[0]]
+    else:
+        stray = [i for i in task.source.changed(decoded.scene) if i not in named]
+        guilty = stray if dimension == "keep" else [i for i in range(CELLS) if not decoded.sharp[i]]
+        marks = tuple(decoded.scene.codes[i] if i in guilty else -1 for i in range(CELLS))
+    return Branch("answer", PROMPTS.answer(text), "yes" if truth else "no", dimension, marks, shows)
 
 
 def think_item(task: MicroTask, rng: random.Random, clean: bool = False) -> Item:

@@ -24,7 +24,7 @@ from premeditate.microworld.tasks import MicroTask, Split, sample_task
 
 
 def inputs(prompts: Sequence[str], pictures: Sequence[np.ndarray], encoder: Encoder) -> dict[str, torch.Tensor]:
-    """What the stock model's `forward` and `generate` take. `pictures`: uint8 [n, 64, 64, 3] per prompt; padded left."""
+    """What the stock model's `generate` take, padded left. `pictures`: uint8 [n, 64, 64, 3] per prompt."""
     rows = [encoder.request(p, len(i)) for p, i in zip(prompts, pictures, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([[encoder.pad] * (width - len(r)) + r for r in rows])

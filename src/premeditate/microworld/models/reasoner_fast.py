@@ -1,4 +1,4 @@
-"""A lean forward over the stock Qwen3-VL modules, for training: the same numbers (a test says so), several times faster.
+"""A lean forward over the stock Qwen3-VL modules, for training: the same numbers (a test says so), faster.
 
 Stock code recomputes position grids in Python, runs vision attention picture by picture and repeats the pictures for
 every question. Here everything has one size, and questions about the same pictures are *branches* of one sequence:
@@ -40,7 +40,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[B, H, T, d] each, plus a bias [B, 1, T, T]. Plain products: on a CPU at these sizes they beat the fused kernel."""
+    """[B, H, T, d] each, plus a bias [B, 1, T, T]. On a CPU, at these sizes, plain products beat the fused kernel."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (scores if bias is None else scores.add_(bias)).softmax(-1) @ v
 
@@ -61,7 +61,8 @@ class Fast:
         """uint8 [N, 64, 64, 3] -> image tokens [N, 16, D]."""
         vision = self.vision
         weight = vision.patch_embed.proj.weight.sum(2).flatten(1)
-        x = F.linear(patchify(images).to(weight.dtype), weight, vision.patch_embed.proj.bias) + vision.pos_embed.weight[self.places]
+        x = F.linear(patchify(images).to(weight.dtype), weight, vision.patch_embed.proj.bias)
+        x = x + vision.pos_embed.weight[self.places]
         cos, sin = (r.to(x.dtype) for r in self.vision_rope)
         for block in vision.blocks:
             heads = block.attn.num_heads

@@ -18,7 +18,12 @@ from torch.nn import functional as F
 
 from premeditate.microworld.families import KINDS, TRAINED
 from premeditate.microworld.models.common import (
-    Average, Clock, Log, load_checkpoint, save_checkpoint, warmup_stable_decay,
+    Average,
+    Clock,
+    Log,
+    load_checkpoint,
+    save_checkpoint,
+    warmup_stable_decay,
 )
 from premeditate.microworld.models.reasoner_batch import FACTOR_SIZES, Batch, Encoder, collate, factors
 from premeditate.microworld.models.reasoner_build import build_model, build_tokenizer, load_folder, save_folder
@@ -28,7 +33,7 @@ from premeditate.microworld.models.reasoner_fast import Fast
 from premeditate.microworld.scene import CELLS
 from premeditate.microworld.tasks import TEST_SEEDS, sample_task
 
-THINK, LOOK, POOL = 48, 16, 8
+THINK, LOOK, POOL = 40, 22, 8
 """Sequences per step with one picture (plan, checklist) and with two (answers, critique); steps drawn at a time."""
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 MARK = 1 + sum(FACTOR_SIZES)
@@ -48,13 +53,14 @@ def corpus(n: int = 6000) -> Iterator[str]:
 
 class Heads(nn.Module):
     """The throw-away heads: content and sharpness of each image token; changed cells from the last prompt token;
-    whether a cell of the edit differs from the source, from the edit's image token."""
+    whether a cell of the edit differs from the source, from its image token; what the cell asked about holds."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, sum(FACTOR_SIZES) + 1)
         self.mark = nn.Linear(width, CELLS * MARK)
         self.differs = nn.Linear(width, 1)
+        self.shows = nn.Linear(width, sum(FACTOR_SIZES))
 
 
 class Source:
@@ -109,7 +115,8 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int]) ->
     clear = batch.sharp.float()
     cell = sum((F.cross_entropy(p.transpose(1, 2), t, reduction="none") * clear).mean()
                for p, t in zip(parts, factors(batch.codes), strict=True))
-    out["cells"] = cell + F.binary_cross_entropy_with_logits(sharp.squeeze(-1), clear)
+    # Cells that are not sharp are one in fifty.
+    out["cells"] = cell + F.binary_cross_entropy_with_logits(sharp.squeeze(-1), clear, 1 + 9 * (1 - clear))
 
     if pictures.shape[1] > CELLS:
         tokens = early[batch.ids == fast.model.config.image_token_id].reshape(rows, 2, CELLS, -1)[:, 1]
@@ -118,6 +125,12 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int]) ->
             heads.differs(tokens).squeeze(-1).float(), (source != edit).float(),
             clear.reshape(rows, 2, CELLS)[:, 1], pos_weight=torch.tensor(3.0),
         )
+
+    if len(batch.shows):
+        at = tapped[batch.asked_at[:, 0], batch.asked_at[:, 1]]
+        guesses = heads.shows(at).float().split(FACTOR_SIZES, dim=-1)
+        shown = sum(F.cross_entropy(g, t) for g, t in zip(guesses, factors(batch.shows), strict=True))
+        out["cells"] = out["cells"] + shown
 
     at = tapped[batch.turn_at[:, 0], batch.turn_at[:, 1]]
     change, *parts = heads.mark(at).float().unflatten(-1, (CELLS, MARK)).split((1, *FACTOR_SIZES), dim=-1)
@@ -192,7 +205,7 @@ class Trainer:
 
 def train_reasoner(
     out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
-    log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.30,
+    log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.14,
     decay: float = 0.25, threads: int = 1, texts: int = 6000, **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
