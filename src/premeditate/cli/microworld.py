@@ -56,13 +56,13 @@ def train(
     Killed or interrupted, the same command continues from the last checkpoint.
     """
     from premeditate.files import check_writable
+    from premeditate.local import quiet
 
     check_writable(output / "log.jsonl")
+    train_one = _train_editor if what == "editor" else _train_reasoner
     try:
-        if what == "editor":
-            _train_editor(output, minutes, steps, seed, fresh, n, threads)
-        else:
-            _train_reasoner(output, minutes, steps, seed, fresh, n, threads)
+        with quiet("diffusers", "transformers", loading=True):
+            train_one(output, minutes, steps, seed, fresh, n, threads)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
     typer.echo(f"{what} in {output}; try it: premeditate edit IMAGE INSTRUCTION --{what} {output}")
@@ -122,16 +122,18 @@ def evaluate(
     import json
 
     from premeditate import presets
+    from premeditate.local import quiet
 
     folder = Path(presets.resolve(what, model).spec)
     figures: dict[str, Any]
-    if what == "editor":
-        from premeditate.microworld.models.editor_eval import evaluate_editor
-        from premeditate.microworld.tasks import TEST_SEEDS
+    with quiet("diffusers", "transformers", loading=True):
+        if what == "editor":
+            from premeditate.microworld.models.editor_eval import evaluate_editor
+            from premeditate.microworld.tasks import TEST_SEEDS
 
-        figures = evaluate_editor(folder, n, TEST_SEEDS + seed)
-    else:
-        from premeditate.microworld.models.reasoner_eval import evaluate_reasoner
+            figures = evaluate_editor(folder, n, TEST_SEEDS + seed)
+        else:
+            from premeditate.microworld.models.reasoner_eval import evaluate_reasoner
 
-        figures = evaluate_reasoner(folder, n, seed, split)
+            figures = evaluate_reasoner(folder, n, seed, split)
     typer.echo(json.dumps(figures, indent=1))
