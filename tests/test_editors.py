@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +20,8 @@ from premeditate.editors.callable import CallableEditor
 from premeditate.editors.diffusers import DiffusersEditor
 from premeditate.editors.fit import Fit, working_size
 from premeditate.errors import ModelError
-
-sys.path.insert(0, str(Path(__file__).parent))
 from support.tiny_editor import build_kontext
+from support.tiny_qwen_edit import build_qwen_edit
 
 
 def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
@@ -86,7 +84,8 @@ class FakePipeline:
 
 
 class PlainPipeline(FakePipeline):
-    def __call__(self, prompt: Any = None, image: Any = None, num_inference_steps: int = 50, generator: Any = None) -> Any:
+    def __call__(self, prompt: Any = None, image: Any = None, num_inference_steps: int = 50,
+                 generator: Any = None) -> Any:
         return self.answer(locals())
 
 
@@ -124,7 +123,8 @@ def test_edits_come_back_at_the_size_of_their_sources(editor: DiffusersEditor) -
 
 
 def test_result_depends_on_the_seed_and_not_on_the_batch(editor: DiffusersEditor) -> None:
-    requests = [EditRequest((picture(seed=i),), f"paint {w}", i) for i, w in enumerate(("red", "blue", "green", "it", "x"))]
+    words = ("red", "blue", "green", "it", "x")
+    requests = [EditRequest((picture(seed=i),), f"paint {word}", i) for i, word in enumerate(words)]
     together = run(editor, *requests)
     backwards = run(editor, *reversed(requests))[::-1]
     alone = [run(editor, r)[0] for r in requests]
@@ -152,7 +152,8 @@ def test_a_long_prompt_is_an_error_and_not_cut(editor: DiffusersEditor) -> None:
 
 
 def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run(DiffusersEditor.load(str(folder)), EditRequest((picture(),), "word " * 9, 0), EditRequest((picture(),), "x " * 70, 0))
+    editor = DiffusersEditor.load(str(folder))
+    run(editor, EditRequest((picture(),), "word " * 9, 0), EditRequest((picture(),), "x " * 70, 0))
     assert capfd.readouterr() == ("", "")
 
 
@@ -165,6 +166,24 @@ def test_half_weights_are_run_in_float32_on_a_cpu(folder: Path, kontext: Any, tm
     loaded = DiffusersEditor.load(str(tmp_path / "half"), device="cpu")
     assert loaded.pipeline.transformer.dtype == loaded.pipeline.vae.dtype == torch.float32
     assert DiffusersEditor.load(str(folder), device="cpu", dtype="bfloat16").pipeline.vae.dtype == torch.bfloat16
+
+
+def test_qwen_edit_plus_reads_several_images_and_is_guided(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as module
+
+    # Its inner sizes are constants of a megapixel: smaller ones make this a test of 0.3 s instead of 15.
+    monkeypatch.setattr(module, "VAE_IMAGE_SIZE", 64 * 64)
+    monkeypatch.setattr(module, "CONDITION_IMAGE_SIZE", 56 * 56)
+    pipeline = build_qwen_edit()
+    requests = [EditRequest((picture(64, 64), picture(32, 64)), "mix", 0), EditRequest((picture(100, 60),), "go", 1)]
+    guided = run(DiffusersEditor(pipeline, size=64, steps=2, max_batch=4), *requests)
+    free = run(DiffusersEditor(pipeline, size=64, steps=2, true_cfg_scale=1.0), *requests)
+    assert [r.error for r in (*guided, *free)] == [None] * 4
+    assert [r.image.size for r in guided if r.image] == [(64, 64), (100, 60)]
+    assert difference(guided[0].image, free[0].image) > 0  # the negative prompt was there
+    assert capfd.readouterr() == ("", "")
 
 
 # --- calls, batches and failures
@@ -287,6 +306,7 @@ def test_a_cancelled_edit_stops_between_steps() -> None:
     ({"stepz": 3}, "did you mean steps"),
     ({"steps": 0}, "at least 1"),
     ({"image_guidance_scale": 2.0}, "FluxKontextPipeline has no image_guidance_scale"),
+    ({"domain": "premeditate.editors:nothing"}, "there is no check"),
     ({"device": "gpu"}, "give cpu, cuda"),
     ({"dtype": "int4"}, "float32, bfloat16"),
 ])  # fmt: skip

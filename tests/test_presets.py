@@ -11,8 +11,6 @@ import pytest
 
 from premeditate import presets
 from premeditate.errors import ExitCode, ModelError
-
-sys.path.insert(0, str(Path(__file__).parent))
 from support.tiny_editor import build_kontext
 from support.tiny_vlm import build_vlm
 

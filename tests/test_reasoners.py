@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import Counter
 from functools import wraps
@@ -20,8 +19,6 @@ from premeditate.reasoners.callable import CallableReasoner
 from premeditate.reasoners.labels import Labels
 from premeditate.reasoners.sampling import SeededNoise
 from premeditate.reasoners.transformers import TransformersReasoner
-
-sys.path.insert(0, str(Path(__file__).parent))
 from support.tiny_vlm import build_tokenizer, build_vlm
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")

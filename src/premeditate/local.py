@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import importlib
 import inspect
 import json
 import logging
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -123,31 +125,26 @@ def pick_dtype(dtype: str | None, device: str) -> Any:
 
 
 _quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_before: list[tuple[logging.Logger, int]] = []
+_quiet_inside: Counter[str] = Counter()
+_quiet_levels: dict[str, int] = {}
 
 
 @contextmanager
-def quiet(loading: bool = False) -> Iterator[None]:
-    """No progress bars and nothing below an error from diffusers and transformers. Several threads may be inside.
+def quiet(*libraries: str, loading: bool = False) -> Iterator[None]:
+    """No progress bars and nothing below an error from `libraries` ("diffusers", "transformers"), which are imported.
+    Several threads may be inside; the last to leave puts things back.
 
     `loading`: no Python warnings either, which only the thread that loads a model asks for: these filters are not made
     for several threads. Downloads keep their bars.
     """
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    global _quiet_depth
-    libraries = (diffusers_logging, transformers_logging)
     with _quiet_lock:
-        _quiet_depth += 1
-        if _quiet_depth == 1:
-            for library in libraries:
-                library.disable_progress_bar()
-            for name in ("diffusers", "transformers"):
-                logger = logging.getLogger(name)
-                _quiet_before.append((logger, logger.level))
-                logger.setLevel(logging.ERROR)
+        for name in libraries:
+            _quiet_inside[name] += 1
+            if _quiet_inside[name] == 1:
+                # Imported first: the library sets its own level when it is.
+                importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
+                _quiet_levels[name] = logging.getLogger(name).level
+                logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings() if loading else nullcontext():
             if loading:
@@ -155,13 +152,11 @@ def quiet(loading: bool = False) -> Iterator[None]:
             yield
     finally:
         with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0:
-                for library in libraries:
-                    library.enable_progress_bar()
-                while _quiet_before:
-                    logger, level = _quiet_before.pop()
-                    logger.setLevel(level)
+            for name in libraries:
+                _quiet_inside[name] -= 1
+                if _quiet_inside[name] == 0:
+                    importlib.import_module(f"{name}.utils.logging").enable_progress_bar()
+                    logging.getLogger(name).setLevel(_quiet_levels[name])
 
 
 def load_failure(spec: str, error: Exception) -> ModelError:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WEIGHTS = Path(__file__).parent / "microworld" / "weights"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
+_SCENES = {"domain": "premeditate.microworld.verifier:require_scene"}
 _MEGAPIXEL = {"max_pixels": 1 << 20}
 """Qwen-VL reads up to 12 megapixels by itself, which takes minutes and gigabytes for one picture."""
 
@@ -34,8 +35,8 @@ class Preset:
 
 
 EDITORS: dict[str, Preset] = {
-    "micro": Preset(str(_WEIGHTS / "editor"), "the tiny editor of the micro world (in the package)"),
-    "micro-base": Preset(str(_WEIGHTS / "editor-base"), "the same, deliberately unfinished"),
+    "micro": Preset(str(_WEIGHTS / "editor"), "the tiny editor of the micro world (in the package)", _SCENES),
+    "micro-base": Preset(str(_WEIGHTS / "editor-base"), "the same, deliberately unfinished", _SCENES),
     "flux-kontext": Preset(
         "black-forest-labs/FLUX.1-Kontext-dev", "FLUX.1 Kontext, 12 B", {"steps": 28, "guidance_scale": 2.5}
     ),

@@ -80,17 +80,19 @@ class DiffusersEditor:
 
     `size`: the working area is about `size` x `size` pixels, at the source's aspect, None: 1024. `steps` and the
     `CALL_OPTIONS`: see the table in this module; None leaves the pipeline's own default. `max_batch`: requests per
-    call, where the pipeline can batch. `domain`: called with each source; its ValueError becomes the request's `error`.
+    call, where the pipeline can batch. `domain`: a function, or its "module:name", called with each source; its
+    ValueError becomes the request's `error`.
 
     The noise of a request comes from its seed alone, so its result does not depend on what else is in the batch beyond
     the rounding of matrix products. Output has the size of the request's first image and is aligned with it.
     """
 
     def __init__(self, pipeline: Any, *, name: str = "", size: int | None = None, steps: int | None = None,
-                 max_batch: int | None = None, domain: Callable[[Image.Image], object] | None = None,
+                 max_batch: int | None = None, domain: Callable[[Image.Image], object] | str | None = None,
                  **call: Any) -> None:
         check_options(call, CALL_OPTIONS, "a diffusers editor")
-        self.pipeline, self.domain = pipeline, domain
+        self.pipeline = pipeline
+        self.domain = _find(domain) if isinstance(domain, str) else domain
         kind = type(pipeline).__name__
         self.name = name or kind
         for what, value in (("size", size), ("steps", steps), ("max_batch", max_batch)):
@@ -129,12 +131,12 @@ class DiffusersEditor:
         domain = sidecar.pop("domain", None)
         settings = {**sidecar, **{k: v for k, v in options.items() if v is not None}}
         if isinstance(domain, str) and "domain" not in settings:
-            settings["domain"] = _domain_check(folder, domain)
+            settings["domain"] = domain if _is_ours(folder, domain) else None
         device = pick_device(settings.pop("device", None))
         dtype = pick_dtype(settings.pop("dtype", None), device)
         revision, offload = settings.pop("revision", None), settings.pop("offload", False)
         hub = {"local_files_only": True} if local else {"revision": revision}
-        with quiet(loading=True):
+        with quiet("diffusers", "transformers", loading=True):
             import diffusers
 
             modern = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) >= (0, 42)
@@ -162,7 +164,7 @@ class DiffusersEditor:
     async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         """One result per request, in order. When cancelled, the work stops at the next denoising step."""
         def work(job: Job) -> list[EditResult]:
-            with quiet():
+            with quiet("diffusers", "transformers"):
                 return self._edit(list(requests), job)
 
         return await self._worker.run(work)
@@ -295,15 +297,20 @@ def _check_libraries(config: Mapping[str, Any]) -> None:
             )
 
 
-def _domain_check(folder: Path, name: str) -> Callable[[Image.Image], object] | None:
-    """The check "module:function" that a sidecar names. Only a folder inside this package may: anywhere else it would
-    let a downloaded file choose code to run, so it is left out and said."""
-    home = Path(premeditate.__file__).resolve().parent
-    if not folder.resolve().is_relative_to(home):
-        logging.getLogger(__name__).warning("%s names the check %s: left out, only the package's own may", folder, name)
-        return None
+def _is_ours(folder: Path, name: str) -> bool:
+    """Whether a sidecar may name a check. Only in a folder inside this package: anywhere else it would let a downloaded
+    file choose code to run, so it is left out and said."""
+    if folder.resolve().is_relative_to(Path(premeditate.__file__).resolve().parent):
+        return True
+    logging.getLogger(__name__).warning("%s names the check %s: left out, only the package's own may", folder, name)
+    return False
+
+
+def _find(name: str) -> Callable[[Image.Image], object]:
+    """The function "module:name"."""
     module, _, function = name.partition(":")
-    check = getattr(importlib.import_module(module), function, None)
-    if not callable(check):
-        raise ModelError(f"{folder}: there is no check {name}", 'write "module:function"')
+    try:
+        check = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError):
+        raise ModelError(f"there is no check {name!r}", 'give a function, or its "module:name"') from None
     return check

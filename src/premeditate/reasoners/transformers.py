@@ -84,7 +84,7 @@ class TransformersReasoner:
         dtype = pick_dtype(settings.pop("dtype", None), device)
         revision, pixels = settings.pop("revision", None), settings.pop("max_pixels", None)
         hub = {"local_files_only": True} if local else {"revision": revision}
-        with quiet(loading=True):
+        with quiet("transformers", loading=True):
             import transformers
 
             try:
@@ -111,7 +111,7 @@ class TransformersReasoner:
         def work(job: Job) -> list[Completion]:
             import torch
 
-            with quiet(), torch.inference_mode():
+            with quiet("transformers"), torch.inference_mode():
                 return self._chat(list(requests), job)
 
         return await self._worker.run(work)
