@@ -450,3 +450,22 @@ def test_a_missing_picture_fails_its_task_only() -> None:
     bad, good = asyncio.run(engine.run([lost, to_task(sample_task(3, "test"), store)]))
     assert "not in this store" in str(bad.error) and bad.finished
     assert good.finished and good.id != bad.id
+
+
+def test_a_store_that_cannot_be_written_ends_the_run() -> None:
+    class Full(MemoryStore):
+        def append(self, trace_id: str, event: Any) -> None:
+            if event.type in ("edited", "finished"):
+                raise ValueError("the disk is full")
+            super().append(trace_id, event)
+
+    with pytest.raises(ValueError, match="the disk is full"):
+        go(store=Full(), strategy="plan")
+
+
+def test_a_model_gets_no_more_than_it_takes_in_one_go() -> None:
+    editor, oracle = RuleEditor(), Oracle(TASKS)
+    editor.max_batch, oracle.max_batch = 1, 8  # type: ignore[attr-defined]
+    go(editor, oracle, strategy="plan", tasks=TASKS[:20])
+    assert set(editor.batches) == {1}
+    assert max(n for n, skill in zip(oracle.batches, oracle.skills(), strict=False) if skill != "answer") <= 8 * 5

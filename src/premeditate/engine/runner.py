@@ -56,11 +56,12 @@ OnEvent = Callable[[Trace, Event], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """`edits`, `chats`, `samples`: largest batch for the editor, the reasoner, the verifier. `tasks`: in flight."""
+    """`edits`, `chats`, `samples`: largest batch for the editor, the reasoner, the verifier; a model's own `max_batch`,
+    where it has one, if that is less (what is finished is stored at once). `tasks`: in flight."""
 
-    edits: int = 32
+    edits: int = 64
     chats: int = 64
-    samples: int = 32
+    samples: int = 64
     tasks: int = 256
 
     def __post_init__(self) -> None:
@@ -113,14 +114,14 @@ class Engine:
         if len({task.id for task in tasks}) != len(tasks):
             raise ValueError("two tasks have the same id; give each its own")
         chats: Batcher[ChatRequest, Completion] = Batcher(
-            self.reasoner.chat, self.limits.chats, lambda r: (r.labels, r.max_tokens, r.temperature, len(r.images))
+            self.reasoner.chat, _size(self.limits.chats, self.reasoner), lambda r: (r.labels, r.max_tokens, r.temperature, len(r.images))
         )
         edits: Batcher[EditRequest, EditResult] = Batcher(
-            self.editor.edit, self.limits.edits, lambda r: tuple(image.size for image in r.images)
+            self.editor.edit, _size(self.limits.edits, self.editor), lambda r: tuple(image.size for image in r.images)
         )
         samples: Batcher[Sample, Verdict] | None = None
         if self.verifier is not None:
-            samples = Batcher(self.verifier.verify, self.limits.samples)
+            samples = Batcher(self.verifier.verify, _size(self.limits.samples, self.verifier))
         known = set(self.store.traces())
         gate = asyncio.Semaphore(self.limits.tasks)
 
@@ -304,6 +305,12 @@ class _TaskRun:
             record = self.prompts.parse_critique(done.text)
         update = {"author": self.engine.reasoner.name, "seconds": done.seconds}
         return RoundCritiqued(chain=chain, round=index, critique=record.model_copy(update=update))
+
+
+def _size(limit: int, model: object) -> int:
+    """The batch that is sent to a model: no more than it takes in one go."""
+    most = getattr(model, "max_batch", None)
+    return min(limit, most) if isinstance(most, int) and most > 0 else limit
 
 
 async def _all(jobs: Sequence[Any]) -> list[Event]:

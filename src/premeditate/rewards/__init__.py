@@ -1,0 +1,1 @@
+"""Verifiers: who looks at a finished edit and answers its checklist. `base` has the protocol, `checklist` the default."""

@@ -33,6 +33,7 @@ class ChecklistVerifier:
         self.reasoner = reasoner
         self.prompts = get(reasoner.prompts)
         self.name = f"checklist ({reasoner.name})"
+        self.max_batch: int | None = getattr(reasoner, "max_batch", None)
 
     def wants_checklist(self, task: Task) -> bool:
         return True
