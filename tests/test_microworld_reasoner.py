@@ -178,7 +178,7 @@ def test_training_makes_a_folder_resumes_and_says_so(tmp_path: Path) -> None:
     from premeditate.microworld.models.reasoner_train import train_reasoner
 
     out = tmp_path / "reasoner"
-    small = {"look": 8, "every": 1e9, "layers": 4, "inter": 32, "texts": 200, "log": None}
+    small = {"look": 8, "every": 1e9, "layers": 4, "inter": 32, "texts": 200, "vae": None, "log": None}
     with pytest.raises(ValueError, match="how long"):
         train_reasoner(out, **small)
     with pytest.raises(ValueError, match="nothing to resume"):
@@ -198,6 +198,21 @@ def test_a_folder_without_a_reasoner_says_how_to_make_one(tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="microworld train reasoner"):
         evaluate_reasoner(tmp_path, n=1)
+
+
+def test_the_autoencoder_leaves_scenes_readable_and_says_when_it_is_missing(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    from premeditate.microworld.models.reasoner_vae import round_trip
+
+    with pytest.raises(ValueError, match="no autoencoder"):
+        round_trip(tmp_path, random.Random(0))
+    AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
+                  up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).save_pretrained(tmp_path)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert round_trip(tmp_path, random.Random(0), share=0)(image) is image
+    back = round_trip(tmp_path, random.Random(0), share=1)(image)
+    assert back.shape == image.shape and back.dtype == np.uint8 and not np.array_equal(back, image)
 
 
 def test_small_helpers(tmp_path: Path) -> None:

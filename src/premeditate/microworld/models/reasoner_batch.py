@@ -13,7 +13,7 @@ from torch import Tensor
 from premeditate.microworld.models.reasoner_data import Item
 from premeditate.microworld.scene import CELLS, COLOURS, GRID, SHAPES, SIZES
 
-WEIGHTS = {"plan": 1.0, "checklist": 0.5, "answer": 8.0, "critique": 0.6}
+WEIGHTS = {"plan": 1.0, "checklist": 0.8, "answer": 8.0, "critique": 1.0}
 """Loss weight of one token, per skill: an answer has one token that matters, a checklist has many easy ones."""
 
 

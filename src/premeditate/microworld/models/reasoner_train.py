@@ -30,10 +30,11 @@ from premeditate.microworld.models.reasoner_build import build_model, build_toke
 from premeditate.microworld.models.reasoner_data import PROMPTS, Item, look_item, think_item
 from premeditate.microworld.models.reasoner_eval import evaluate_model
 from premeditate.microworld.models.reasoner_fast import Fast
+from premeditate.microworld.models.reasoner_vae import SHIPPED, round_trip
 from premeditate.microworld.scene import CELLS
 from premeditate.microworld.tasks import TEST_SEEDS, sample_task
 
-THINK, LOOK, POOL = 40, 22, 8
+THINK, LOOK, POOL = 36, 28, 8
 """Sequences per step with one picture (plan, checklist) and with two (answers, critique); steps drawn at a time."""
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 MARK = 1 + sum(FACTOR_SIZES)
@@ -66,12 +67,13 @@ class Heads(nn.Module):
 class Source:
     """Endless batches. Families are drawn by how often the evaluation draws them, times how badly they go."""
 
-    def __init__(self, encoder: Encoder, seed: int) -> None:
+    def __init__(self, encoder: Encoder, seed: int, vae: Path | None = None) -> None:
         self.encoder, self.rng, self.seed = encoder, random.Random(f"reasoner/{seed}"), seed * 50_000_000
         count = {kind: sum(f.kind == kind for f in TRAINED) for kind in KINDS}
         self.base = [0.5 / len(TRAINED) + 0.5 / len(KINDS) / count[f.kind] for f in TRAINED]
         self.hard = [1.0] * len(TRAINED)
         self.queue: list[tuple[Batch, Batch]] = []
+        self.filter = None if vae is None else round_trip(vae, random.Random(f"vae/{seed}"))
 
     def adapt(self, rates: dict[str, dict[str, Any]]) -> None:
         """`rates` by "kind/family": what goes well is drawn down to a fifth as often."""
@@ -94,7 +96,7 @@ class Source:
     def next(self) -> tuple[Batch, Batch]:
         if not self.queue:
             think = self._batches([think_item(t, self.rng) for t in self._tasks(THINK * POOL)], THINK)
-            look = self._batches([look_item(t, self.rng) for t in self._tasks(LOOK * POOL)], LOOK)
+            look = self._batches([look_item(t, self.rng, self.filter) for t in self._tasks(LOOK * POOL)], LOOK)
             self.queue = list(zip(think, look, strict=True))
         return self.queue.pop()
 
@@ -206,13 +208,15 @@ class Trainer:
 def train_reasoner(
     out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
     log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.14,
-    decay: float = 0.25, threads: int = 1, texts: int = 6000, **size: int,
+    decay: float = 0.25, threads: int = 1, texts: int = 6000, vae: Path | None = SHIPPED if SHIPPED.exists() else None,
+    **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
 
     Bounded by `seconds` of training (evaluations not counted) or by `steps`. Every `every` seconds it is evaluated on
     `look` held-out tasks and checkpointed to `out`/checkpoint.pt, from which `resume` goes on. The base is the average
-    at `base_at` of the way, in the constant phase. Raises ValueError for neither seconds nor steps, or nothing to
+    at `base_at` of the way, in the constant phase. `vae`: the autoencoder that some edits go through (default: the
+    shipped editor's). Raises ValueError for neither seconds nor steps, or nothing to
     resume.
     """
     out = Path(out)
@@ -230,7 +234,7 @@ def train_reasoner(
     else:
         tokenizer = build_tokenizer(corpus(texts), VOCABULARY)
     encoder = Encoder(tokenizer)
-    trainer, source = Trainer(tokenizer, seed, **size), Source(encoder, seed)
+    trainer, source = Trainer(tokenizer, seed, **size), Source(encoder, seed, vae)
     if resume:
         state = load_checkpoint(file)
         trainer.load(state["trainer"])
