@@ -19,7 +19,7 @@ from premeditate.reasoners.callable import CallableReasoner
 from premeditate.reasoners.labels import Labels
 from premeditate.reasoners.sampling import SeededNoise
 from premeditate.reasoners.transformers import TransformersReasoner
-from support.tiny_vlm import build_tokenizer, build_vlm
+from support.tiny_vlm import build_llava, build_tokenizer, build_vlm
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 YES_NO = ("yes", "no")
@@ -75,6 +75,18 @@ def test_sidecar_dtype_and_options(folder: Path, reasoner: TransformersReasoner)
         TransformersReasoner.load(str(folder), prompt="general")
     with pytest.raises(ModelError, match="at least 1"):
         TransformersReasoner.load(str(folder), max_batch=0)
+
+
+def test_a_model_of_another_family(tmp_path: Path) -> None:
+    reasoner = TransformersReasoner.load(str(build_llava(tmp_path)))
+    write = [ChatRequest((A,), "plan", max_tokens=5), ChatRequest((A, B), "critique", max_tokens=6, temperature=1.0)]
+    score = [ChatRequest((A, B), text, YES_NO) for text in ("is it red ?", "x")]
+    got = run(reasoner, *write, *score)
+    assert [c.error for c in got] == [None] * 4 and (reasoner.prompts, reasoner.max_batch) == ("general", 64)
+    assert got[0].text == run(reasoner, write[0])[0].text and got[1].text == run(reasoner, write[1])[0].text
+    for completion, request in zip(got[2:], score, strict=True):
+        assert sum(completion.probabilities.values()) == pytest.approx(1)
+        assert completion.probabilities == pytest.approx(run(reasoner, request)[0].probabilities, abs=1e-5)
 
 
 def test_folders_that_are_no_reasoner(tmp_path: Path) -> None:

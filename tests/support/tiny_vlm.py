@@ -82,3 +82,31 @@ def build_vlm(model_type: str, folder: Path, seed: int = 0, **sidecar: Any) -> P
     if sidecar:
         (folder / "premeditate.json").write_text(json.dumps(sidecar))
     return folder
+
+
+def build_llava(folder: Path, seed: int = 0) -> Path:
+    """A model of another family, with the processor that `AutoProcessor` builds: LLaVA, saved as a folder."""
+    import torch
+    import transformers as tf
+
+    tokenizer = build_tokenizer()
+    text = tf.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer),
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vision = tf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    torch.manual_seed(seed)
+    config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=-1)
+    model = tf.LlavaForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    images = tf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    template = TEMPLATE.replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    tf.LlavaProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", image_token="<|image_pad|>",
+        chat_template=template, num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder

@@ -62,7 +62,7 @@ class Labels:
                 values = logs[tokens[:-1]]
                 sums.append(torch.stack([values[:, i, token] for i, token in enumerate(tokens)]).sum(0))
             columns.append(torch.stack(sums).logsumexp(0))
-        shares = torch.stack(columns, -1).double().softmax(-1).tolist()
+        shares = torch.stack(columns, -1).cpu().double().softmax(-1).tolist()  # mps has no float64
         return [dict(zip(self.names, row, strict=True)) for row in shares]
 
 
