@@ -128,6 +128,18 @@ def clip_tokenizer(vocabulary: Iterable[str]) -> Any:
     return CLIPTokenizer(vocab=index, merges=list(merges), model_max_length=CLIP_TOKENS)
 
 
+def locality(bias: Any) -> None:
+    """Adds a prior to T5's relative attention bias [32 buckets, 4 heads]: the first head looks at the few words before,
+    the second at the few words after, the third at both sides' neighbourhood, the fourth everywhere. Learnt from nothing,
+    the bias stays near zero for thousands of steps, and words of one step are then taken for another's."""
+    import torch
+
+    near = torch.zeros_like(bias)
+    near[1:6, 0] = near[17:22, 1] = 2.0
+    near[9:16, 2] = near[25:32, 2] = -3.0
+    bias.add_(near)
+
+
 def build_editor(vae: Any, seed: int = 0) -> EditorParts:
     """New, untrained parts around a trained autoencoder."""
     import torch
@@ -165,6 +177,8 @@ def build_editor(vae: Any, seed: int = 0) -> EditorParts:
             relative_attention_max_distance=MAX_TOKENS,
         )
     )
+    with torch.no_grad():
+        locality(t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
     transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
     return EditorParts(transformer, clip, t5, vae, tokenizer, tokenizer_2)
 

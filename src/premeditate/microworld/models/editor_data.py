@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from premeditate.microworld.language import JOIN, OPERATIONS, PlanError, Ref, Step
-from premeditate.microworld.scene import COLOURS, SHAPES, SIZES, Scene, Thing, random_scene, random_thing
+from premeditate.microworld.scene import CELL_NAMES, COLOURS, SHAPES, SIZES, Scene, Thing, random_scene, random_thing
 
 TEST_SEEDS = 1_000_000_000
 STYLES = ("canonical", "cell", "description")
@@ -145,6 +145,19 @@ def draw_edit(rng: random.Random, source: Scene, steps: int, style: str) -> Exam
     if scene == source:
         return None
     return Example(source, scene, JOIN.join(texts), tuple(operations), style)
+
+
+def binding(prompt: str) -> list[tuple[int, int]]:
+    """Per word of `prompt`: the cell that its step is about (0-15, or -100 where the step names none) and the number of
+    its step; (-100, -100) for "then". In a step with two cells the words after the first belong to the second."""
+    out: list[tuple[int, int]] = []
+    for number, text in enumerate(prompt.split(JOIN)):
+        words = text.split()
+        places = [k for k, word in enumerate(words) if word in CELL_NAMES]
+        cells = [CELL_NAMES.index(words[k]) for k in places] or [-100]
+        out += [(cells[0] if k <= places[0] else cells[-1], number) if places else (-100, number) for k in range(len(words))]
+        out.append((-100, -100))
+    return out[:-1]
 
 
 def train_scene(rng: random.Random) -> Scene:

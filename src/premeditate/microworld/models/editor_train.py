@@ -2,7 +2,8 @@
 
 What makes it learn in about an hour of one core: one token per cell; noise levels near 1 (the answer is almost
 determined by source and prompt); changed cells weigh most; and auxiliary heads that name every target cell's shape,
-colour and size from the last hidden state (thrown away afterwards). Targets are composed from a table of cell latents,
+colour and size from the last hidden state, and that name the cell and the step which each word of the prompt belongs
+to (both thrown away afterwards). Targets are composed from a table of cell latents,
 sources come from a pool of really encoded scenes, which is refreshed all the time.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from premeditate.microworld.models.editor_build import MAX_TOKENS, EditorParts, build_editor, save_editor
+from premeditate.microworld.models.editor_data import binding
 from premeditate.microworld.models.editor_latents import Pool, attributes, cell_table, encode_codes
 from premeditate.microworld.models.vae_train import train_vae
 from premeditate.microworld.scene import CELLS, Scene
@@ -41,6 +43,7 @@ class EditorRecipe:
     weight_changed: float = 8.0
     weight_object: float = 2.0
     auxiliary: float = 0.5
+    binding: float = 0.5
     single_start: float = 0.9
     single_end: float = 0.35
     curriculum: float = 0.25
@@ -68,7 +71,8 @@ class Trainer:
         self.places = torch.arange(CELLS)
         width = parts.transformer.config.num_attention_heads * parts.transformer.config.attention_head_dim
         self.heads = torch.nn.Linear(width, 5 + 9 + 3)
-        self.modules = torch.nn.ModuleDict({**parts.trained(), "heads": self.heads})
+        self.binder = torch.nn.Linear(parts.text_encoder_2.config.d_model, CELLS + 3)
+        self.modules = torch.nn.ModuleDict({**parts.trained(), "heads": self.heads, "binder": self.binder})
         self.ema = copy.deepcopy(self.modules).requires_grad_(False)
         self._accelerate()
         self.optimizer = torch.optim.AdamW(
@@ -122,10 +126,11 @@ class Trainer:
         noisy = (1 - level) * target + level * noise
         self.hidden.clear()
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            words = parts.text_encoder_2(ids_2)[0]
             velocity = parts.transformer(
                 hidden_states=torch.cat([noisy, source], 1),
                 timestep=u,
-                encoder_hidden_states=parts.text_encoder_2(ids_2)[0],
+                encoder_hidden_states=words,
                 pooled_projections=parts.text_encoder(ids).pooler_output,
                 txt_ids=self.text_ids,
                 img_ids=self.image_ids,
@@ -142,15 +147,24 @@ class Trainer:
             (weight * F.cross_entropy(part.permute(0, 2, 1), labels[..., i], reduction="none")).mean()
             for i, part in enumerate(logits.split((5, 9, 3), -1))
         )
+        bound = torch.full((*ids_2.shape, 2), -100)
+        for row, example in zip(bound, examples, strict=True):
+            labels_of = torch.tensor(binding(example.prompt)[:MAX_TOKENS])
+            row[: len(labels_of)] = labels_of
+        where, which = self.binder(words.float()).split((CELLS, 3), -1)
+        tied = sum(
+            F.cross_entropy(part.flatten(0, 1), bound[..., i].flatten()) for i, part in enumerate((where, which))
+        )
         guesses = [part.argmax(-1) for part in logits.detach().split((5, 9, 3), -1)]
         right = torch.stack([guess == labels[..., i] for i, guess in enumerate(guesses)])
         figures = {
             "flow": float(flow.detach()),
             "named": float(named.detach()),
+            "tied": float(tied.detach()),
             "changed_error": float(error.detach()[changed].mean()),
             "changed_named": float(right.all(0)[changed].float().mean()),
         }
-        return flow + recipe.auxiliary * named, figures
+        return flow + recipe.auxiliary * named + recipe.binding * tied, figures
 
     def update(self, done: float) -> dict[str, float]:
         """One optimisation step at `done` (0-1) of the run."""
