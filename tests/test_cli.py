@@ -59,7 +59,7 @@ def premeditate_process(*words: object, cwd: Path, **options: Any) -> Outcome:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
         **options,
     )
@@ -505,3 +505,53 @@ def test_help_says_every_exit_code() -> None:
         ("microworld", "train", "-h"),
     ):
         assert "Usage: premeditate" in (done := premeditate(*words)).out + done.err
+
+
+# -- with the tiny models of the package ------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "src" / "premeditate" / "microworld" / "weights"
+shipped = pytest.mark.skipif(
+    not all((WEIGHTS / name).is_dir() for name in ("editor", "reasoner")), reason="the tiny models are not in this tree"
+)
+
+
+@shipped
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+    (command,) = re.findall(r"premeditate (edit examples/\S+) \"(.+?)\"", (ROOT / "README.md").read_text())
+    words, instruction = command
+    picture = str(ROOT / words.split()[1])
+    assert f'{words} "{instruction}"' in (ROOT / "examples" / "README.md").read_text()
+    done = premeditate_process("edit", picture, instruction, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[-1].startswith("verified")
+    with Image.open(tmp_path / "odd-one-out-edited.png") as edited, Image.open(picture) as source:
+        assert edited.size == source.size
+    assert "Verified" in (tmp_path / "odd-one-out-edited.html").read_text(encoding="utf-8")
+    exact = premeditate_process("edit", picture, instruction, "--verifier", "exact", "--json", cwd=tmp_path)
+    assert exact.json["verified"] is True
+
+
+@shipped
+@pytest.mark.slow
+def test_a_photograph_is_no_scene_for_the_tiny_models(tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((320, 200)).convert("RGB").save(tmp_path / "photo.jpg")
+    for extra in ((), ("--json",)):
+        done = premeditate_process("edit", "photo.jpg", "paint the odd one out green", *extra, cwd=tmp_path)
+        assert done.code == 3
+        (line,) = done.err.splitlines()
+        assert "not a micro-world scene" in line
+        assert "--editor" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photo.jpg"]
+
+
+def test_the_examples_are_what_their_script_draws(tmp_path: Path) -> None:
+    import runpy
+
+    runpy.run_path(str(ROOT / "examples" / "make.py"))["main"](tmp_path)
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in drawn] == sorted(p.name for p in (ROOT / "examples").glob("*.png"))
+    for path in drawn:
+        with Image.open(path) as one, Image.open(ROOT / "examples" / path.name) as other:
+            assert one.tobytes() == other.tobytes()
