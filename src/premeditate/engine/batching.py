@@ -17,8 +17,8 @@ class BatchError(RuntimeError):
 
 
 class Batcher(Generic[Request, Answer]):
-    """`await submit(request)` from any number of coroutines; `call` sees batches of at most `size` with equal `key` (and
-    group).
+    """`await submit(request)` from any number of coroutines; `call` sees batches of at most `size` with equal `key`
+    and group.
 
     One batch runs at a time, and while it runs the next ones grow, so batches are as large as the load allows and a
     lone request never waits for company. The largest waiting group goes next. A batch that raises is tried again one
@@ -36,7 +36,7 @@ class Batcher(Generic[Request, Answer]):
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request, group: Hashable = None) -> Answer:
-        """The answer to one request; only requests of one `group` share a batch. Raises what the model raises for it."""
+        """The answer to one request; it shares a batch with its `group` only. Raises what the model raises for it."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((group, self._key(request)), []).append((request, future))
         if self._task is None or self._task.done():

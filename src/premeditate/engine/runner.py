@@ -114,7 +114,8 @@ class Engine:
         if len({task.id for task in tasks}) != len(tasks):
             raise ValueError("two tasks have the same id; give each its own")
         chats: Batcher[ChatRequest, Completion] = Batcher(
-            self.reasoner.chat, _size(self.limits.chats, self.reasoner), lambda r: (r.labels, r.max_tokens, r.temperature, len(r.images))
+            self.reasoner.chat, _size(self.limits.chats, self.reasoner),
+            lambda r: (r.labels, r.max_tokens, r.temperature, len(r.images)),
         )
         edits: Batcher[EditRequest, EditResult] = Batcher(
             self.editor.edit, _size(self.limits.edits, self.editor), lambda r: tuple(image.size for image in r.images)

@@ -1,1 +1,1 @@
-"""Verifiers: who looks at a finished edit and answers its checklist. `base` has the protocol, `checklist` the default."""
+"""Verifiers: they look at a finished edit and answer its checklist. `base`: the protocol; `checklist`: the default."""
