@@ -37,8 +37,8 @@ def first_command() -> list[str]:
 
 def terminal(command: str, output: str) -> str:
     """An SVG of a terminal that shows `command` and `output` (with its colours). No web font is asked for."""
-    console = Console(record=True, width=96, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text("$ ", style="dim") + Text(command, style="bold"))
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
     console.print(Text.from_ansi(output))
     svg = console.export_svg(title="")
     return re.sub(r"@font-face\s*{[^}]*}", "", svg).replace(
@@ -53,7 +53,13 @@ def main(chromium: str) -> None:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
         source = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
         # Colours without a terminal, and so without the line that says what is being waited for.
-        environment = {**os.environ, "PYTHONPATH": source, "FORCE_COLOR": "1", "TERM": "dumb", "COLORTERM": "truecolor"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": source,
+            "FORCE_COLOR": "1",
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+        }
         command = [sys.executable, "-m", "premeditate.cli", *words]
         done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
         if done.returncode:

@@ -123,7 +123,7 @@ def test_dark_and_light_are_readable(browser: Any, pages: dict[str, Path]) -> No
       const poor = [];
       for (const e of document.querySelectorAll("body *")) {
         if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-        if (e.closest(".sr, .skip, .tag, script, style, details:not([open]) pre, .missing")) continue;
+        if (e.closest(".sr, .skip, script, style, details:not([open]) pre, .missing")) continue;
         let back = e; let ground;
         for (; back; back = back.parentElement) {
           ground = parse(getComputedStyle(back).backgroundColor);

@@ -55,7 +55,8 @@ class Progress(AbstractContextManager["Progress"]):
     def __init__(self, console: Console, label: str = "loading the models") -> None:
         self.console = console
         self.seen = 0  # events; none where the whole edit was in the store already
-        fancy = console.is_terminal and not console.is_dumb_terminal
+        # FORCE_COLOR asks for colour in a file or a CI log, but an animation there would only be noise.
+        fancy = console.file.isatty() and not console.is_dumb_terminal
         self.status: Status | None = console.status(f"[dim]{label}[/dim]", spinner="dots") if fancy else None
         unicode = (console.encoding or "").lower().startswith("utf")
         self.yes, self.no, self.none = ("✓", "✗", "?") if unicode else ("+", "x", "?")
