@@ -15,6 +15,7 @@ from premeditate.errors import ExitCode, ModelError, PremeditateError
 
 if TYPE_CHECKING:
     from premeditate.api import Result
+    from premeditate.engine.runner import OnEvent
     from premeditate.store import RunStore
     from premeditate.trace import Trace
 
@@ -122,8 +123,14 @@ def _slug(text: str) -> str:
 def _work(source: Any, instruction: str, name: str, work: dict[str, Any], *, show: bool) -> Result:
     from premeditate import api
 
+    def run(on_event: OnEvent | None) -> Result:
+        # Loaded here, on the main thread, where Ctrl-C interrupts at once; a helper thread would have to end first.
+        parts = api.load_parts(work["editor"], work["reasoner"], work["verifier"])
+        models = dict(zip(("editor", "reasoner", "verifier"), parts, strict=True))
+        return api.edit(source, instruction, on_event=on_event, **{**work, **models})
+
     if not show:
-        return api.edit(source, instruction, **work)
+        return run(None)
     from rich.console import Console
 
     from premeditate.cli.progress import Progress, say
@@ -138,7 +145,7 @@ def _work(source: Any, instruction: str, name: str, work: dict[str, Any], *, sho
     )
     console.print()
     with Progress(console) as progress:
-        result = api.edit(source, instruction, on_event=progress, **work)
+        result = run(progress)
     if not progress.seen:
         progress.line("record", "this edit was made before; nothing was run again")
         progress.chosen(result.trace)
