@@ -1,4 +1,4 @@
-"""Writes docs/microworld.md and docs/images/families.png: every family with an example. Run from the repository root."""
+"""Writes docs/microworld.md and docs/images/families.png: every family with an example."""
 
 from __future__ import annotations
 

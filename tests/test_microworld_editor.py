@@ -19,6 +19,7 @@ from premeditate.microworld.models.editor_build import (
     build_editor,
     clip_tokenizer,
     load_pipeline,
+    locality,
     save_editor,
     t5_tokenizer,
     words,
@@ -29,7 +30,7 @@ from premeditate.microworld.models.editor_latents import attributes, encode_code
 from premeditate.microworld.models.editor_train import EditorRecipe, Trainer, train_editor
 from premeditate.microworld.models.vae_train import evaluate_vae, train_vae
 from premeditate.microworld.render import render_codes
-from premeditate.microworld.scene import THINGS
+from premeditate.microworld.scene import CELL_NAMES, THINGS
 
 WEIGHTS = Path(data.__file__).parents[1] / "weights"
 SHIPPED = [WEIGHTS / "editor", WEIGHTS / "editor-base"]
@@ -207,3 +208,22 @@ def test_figures_can_be_measured_again() -> None:
     assert figures["suites"]["single"]["n"] == 16 and set(figures["suites"]["single"]["kinds"]) == set(OPERATIONS)
     with pytest.raises(ValueError, match="a test seed"):
         evaluate_editor(SHIPPED[0], n=1, seed=3)
+
+
+def test_binding_names_cell_and_step_of_every_word() -> None:
+    prompt = "move the red star at a3 to b2 then paint the blue circle green then remove d4"
+    words = list(zip(prompt.split(), data.binding(prompt), strict=True))
+    assert [pair for word, pair in words if word == "then"] == [(-100, -100)] * 2
+    a3, b2, d4 = (CELL_NAMES.index(name) for name in ("a3", "b2", "d4"))
+    assert [pair for _, pair in words[:6]] == [(a3, 0)] * 6
+    assert [pair for _, pair in words[6:8]] == [(b2, 0)] * 2
+    assert {pair for _, pair in words[9:14]} == {(-100, 1)}
+    assert [pair for _, pair in words[15:]] == [(d4, 2)] * 2
+
+
+def test_locality_leaves_one_head_free_and_lets_each_word_see_itself() -> None:
+    bias = torch.zeros(32, 4)
+    locality(bias)
+    assert (bias[:, 3] == 0).all() and (bias[0] == 0).all()
+    assert (bias[1:8, 0] == 0).all() and (bias[17:24, 0] < 0).all()
+    assert (bias[17:24, 1] == 0).all() and (bias[1:8, 1] < 0).all()

@@ -155,7 +155,8 @@ def binding(prompt: str) -> list[tuple[int, int]]:
         words = text.split()
         places = [k for k, word in enumerate(words) if word in CELL_NAMES]
         cells = [CELL_NAMES.index(words[k]) for k in places] or [-100]
-        out += [(cells[0] if k <= places[0] else cells[-1], number) if places else (-100, number) for k in range(len(words))]
+        first = places[0] if places else 0
+        out += [(cells[0] if k <= first else cells[-1], number) for k in range(len(words))]
         out.append((-100, -100))
     return out[:-1]
 
