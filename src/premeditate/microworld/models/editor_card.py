@@ -61,8 +61,8 @@ def _row(label: str, row: dict[str, Any]) -> str:
 
 
 def write_card(folder: Path, figures: dict[str, Any], journal: Path) -> None:
-    """Writes `README.md` and `curve.png` into a model folder. `figures` is `evaluate_editor`'s result plus
-    `training`."""
+    """Writes `README.md` and `curve.png` into a model folder. `figures` is `evaluate_editor`'s result plus `training`;
+    `training.notes`, if any, are paragraphs on how this run was not the plain command."""
     training, suites = figures["training"], figures["suites"]
     points = evaluations(journal)
     base = training["done"] < 1
@@ -125,10 +125,10 @@ def write_card(folder: Path, figures: dict[str, Any], journal: Path) -> None:
         "",
         "`premeditate microworld train editor -o DIR` makes both folders from nothing. Seed"
         f" {training['seed']}; autoencoder {training['vae_cpu_seconds']:.0f} CPU seconds, transformer and text encoders"
-        f" {training['cpu_seconds'] * training['done']:.0f} CPU seconds"
-        + ("" if base else f" ({training['steps']} steps of {training['batch']} samples)")
-        + " of one thread. One run, one seed.",
+        f" {training['cpu_seconds']:.0f} CPU seconds ({training['steps']} steps of {training['batch']} samples) of one"
+        " thread.",
         "",
+        *(line for note in training.get("notes", ["One run, one seed."]) for line in (note, "")),
         f"Recipe: {recipe}.",
         "",
         "Data: procedural only. Scenes of 2-8 things; prompts of one to three explicit steps of eight kinds, 55 %"

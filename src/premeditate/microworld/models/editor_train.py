@@ -228,6 +228,12 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def _base_row(journal: Path) -> dict[str, Any]:
+    """The log row that says when the base was saved."""
+    rows = (json.loads(line) for line in journal.read_text().splitlines() if line.startswith("{"))
+    return next(row for row in rows if "base" in row)
+
+
 def _autoencoder(work: Path, recipe: EditorRecipe, seed: int, log: Log) -> Any:
     """The trained autoencoder of this run, from `work` where it is finished."""
     from diffusers import AutoencoderKL
@@ -336,13 +342,14 @@ def train_editor(
     final: dict[str, Any] = {}
     for name, folder in (("editor", out), ("editor-base", base)):
         figures = evaluate_editor(folder, final_n)
+        at = _base_row(journal) if folder == base else head(1.0)
         figures["training"] = {
             "seed": seed,
-            "steps": trainer.step,
+            "steps": at["step"],
             "batch": recipe.batch,
-            "cpu_seconds": round(trainer.seconds, 1),
+            "cpu_seconds": at["cpu_seconds"],
             "vae_cpu_seconds": recipe.vae_seconds,
-            "done": 1.0 if name == "editor" else recipe.base_at,
+            "done": at["done"],
             "recipe": asdict(recipe),
         }
         (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
