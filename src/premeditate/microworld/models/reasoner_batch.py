@@ -13,8 +13,9 @@ from torch import Tensor
 from premeditate.microworld.models.reasoner_data import Item
 from premeditate.microworld.scene import CELLS, COLOURS, GRID, SHAPES, SIZES
 
-WEIGHTS = {"plan": 1.0, "checklist": 0.8, "answer": 8.0, "critique": 1.0}
-"""Loss weight of one token, per skill: an answer has one token that matters, a checklist has many easy ones."""
+WEIGHTS = {"plan": 1.0, "checklist": 0.8, "answer": 8.0, "critique": 0.8, "problem": 3.0}
+"""Loss weight of one token, per skill: an answer has one token that matters, a checklist has many easy ones.
+"problem": of a critique, what comes before the scores."""
 
 
 def factors(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,10 +110,20 @@ def collate(items: Sequence[Item], encoder: Encoder) -> Batch:
                 asked_at.append((number, len(ids) + len(ask) - 1))
                 shows.append(part.shows)
             ids += ask + say
-            labels += [-100] * (len(ask) - 1) + say + [-100]
+            hoped = [-100] * (len(ask) - 1)
+            if part.foresee is not None:
+                lead, last, right = part.foresee
+                start, read, due = len(encoder.words(lead)), encoder.words(" " + last), encoder.words(" " + right)
+                same = next((k for k, (a, b) in enumerate(zip(read, due, strict=False)) if a != b), len(read))
+                for k, word in enumerate(due[: same + 1]):
+                    hoped[start - 1 + k] = word
+            labels += [*hoped, *say, -100]
             scale = WEIGHTS[part.skill]
             first = [scale] * len(say) if part.skill != "answer" else [scale, 0.1]
-            weights += [0.0] * (len(ask) - 1) + first + [0.0]
+            if part.skill == "critique":
+                words = len(encoder.words(part.answer.split(" |")[0]))
+                first[:words] = [WEIGHTS["problem"]] * words
+            weights += [float(h >= 0) for h in hoped] + first + [0.0]
             places += range(at, at + len(ask) + len(say))
             branch += [name] * (len(ask) + len(say))
         rows.append((ids, labels, weights, places, branch))

@@ -41,7 +41,9 @@ def card(title: str, note: str, result: dict[str, Any], rows: list[dict[str, Any
     """The README of a reasoner folder. `result`: from `evaluate_reasoner`. `rows`: the training log."""
     names = {
         "plan": "plan executes to the target", "checklist": "checklist equals the true one",
-        "answer": "answer is right", "critique": "critique names the wrong cells of a bad edit",
+        "answer": "answer is right",
+        "critique": "critique of a bad edit names wrong cells, and only such",
+        "critique_names_exactly": "critique of a bad edit names the first two wrong cells exactly",
         "critique_accepts_good": "critique accepts a good edit",
         "critique_refined_prompt": "critique's refined prompt is the right plan, word for word",
     }

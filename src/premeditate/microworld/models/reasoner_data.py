@@ -28,7 +28,8 @@ NAMED = 2
 class Branch:
     """One question about the pictures and what to say. For the auxiliary losses: `marks`, per cell, the content code
     that it should come to hold, or that speaks for a no, -1 elsewhere; `shows`, the content code in the edit of the
-    cell asked about, or -1."""
+    cell asked about, or -1; `foresee`, (words before the last prompt, the last prompt, the right one): while reading
+    the last prompt, the model is to foresee the right one, up to the first wrong word."""
 
     skill: str
     prompt: str
@@ -36,6 +37,7 @@ class Branch:
     dimension: str = ""
     marks: tuple[int, ...] | None = None
     shows: int = -1
+    foresee: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,11 @@ def wrong_plan(task: MicroTask, rng: random.Random) -> tuple[Step, ...] | None:
     return None if reached == task.target or reached == task.source else steps
 
 
-def draw_edit(task: MicroTask, rng: random.Random) -> tuple[Picture, tuple[str, ...]]:
-    """An edit of the task, good or bad, and the prompt that it came from."""
+def draw_edit(task: MicroTask, rng: random.Random, misled: float = 0.25) -> tuple[Picture, tuple[str, ...]]:
+    """An edit of the task, good or bad, and the prompt that it came from. `misled`: the share of edits that follow a
+    wrong plan; of the rest, two in five are good."""
     last, picture, u = task.plan, Picture(list(task.target.codes)), rng.random()
+    u = 1.0 if u < misled else 0.75 * (u - misled) / (1 - misled)
     if u >= 0.75:
         for _ in range(8):
             steps = wrong_plan(task, rng)
@@ -307,10 +311,10 @@ def think_item(task: MicroTask, rng: random.Random, clean: bool = False) -> Item
 
 def look_item(
     task: MicroTask, rng: random.Random, filter_image: Callable[[np.ndarray], np.ndarray] | None = None,
-    dimensions: Sequence[str] = ("follow", "follow", "keep", "quality"),
+    dimensions: Sequence[str] = ("follow", "keep", "keep", "quality"), misled: float = 0.25,
 ) -> Item:
     """Source and edit with answer questions and a critique. `filter_image`: say a VAE round trip of the edit."""
-    picture, last = draw_edit(task, rng)
+    picture, last = draw_edit(task, rng, misled)
     edit = weather(picture.pixels(), rng)
     if filter_image is not None:
         edit = filter_image(edit)
@@ -323,6 +327,9 @@ def look_item(
     critique = Branch(
         "critique", PROMPTS.critique(task.instruction, last),
         true_critique(task.target, codes, sharp, task.plan, last), marks=marks,
+        foresee=None if last == (task.instruction,) else (
+            PROMPTS.critique(task.instruction, ("",)).rstrip(), PROMPTS.write_plan(last), PROMPTS.write_plan(task.plan)
+        ),
     )
     source = render_codes(np.array([task.source.codes]))[0]
     return Item(

@@ -79,12 +79,23 @@ def checklist_right(task: MicroTask, text: str) -> bool:
     return written.status == "scored" and checker.same_checklist(written.items, task.checklist)
 
 
-def critique_cell(truth: str, text: str) -> bool:
-    """For a bad edit: the problem names exactly the cells that the true critique names. For a good one: satisfied."""
-    said, right = PROMPTS.parse_critique(text), PROMPTS.parse_critique(truth)
-    if said.status != "scored" or said.satisfied != right.satisfied:
-        return False
-    return {w for w in said.problem.split() if w in CELL_NAMES} == {w for w in right.problem.split() if w in CELL_NAMES}
+def cells_named(problem: str) -> set[str]:
+    return {word for word in problem.split() if word in CELL_NAMES}
+
+
+def finds_wrong_cell(branch: Branch, text: str) -> bool:
+    """The critique is not satisfied, and each cell that it names, at least one, is truly wrong."""
+    said = PROMPTS.parse_critique(text)
+    wrong = {CELL_NAMES[i] for i, code in enumerate(branch.marks or ()) if code >= 0}
+    named = cells_named(said.problem)
+    return said.status == "scored" and not said.satisfied and bool(named) and named <= wrong
+
+
+def same_cells(branch: Branch, text: str) -> bool:
+    """The critique names exactly the cells (at most two) that the true one names: none for a good edit."""
+    said, right = PROMPTS.parse_critique(text), PROMPTS.parse_critique(branch.answer)
+    same = said.satisfied == right.satisfied and cells_named(said.problem) == cells_named(right.problem)
+    return said.status == "scored" and same
 
 
 def _rate(right: int, n: int) -> dict[str, Any]:
@@ -145,12 +156,14 @@ def evaluate_model(
         asked = [i.branches[-1] for i in looks]
         texts = generate(model, encoder, [b.prompt for b in asked], [i.images for i in looks])
         bad = [not b.answer.startswith("good") for b in asked]
-        cell = [critique_cell(b.answer, t) for b, t in zip(asked, texts, strict=True)]
+        finds = [finds_wrong_cell(b, t) for b, t in zip(asked, texts, strict=True)]
+        cell = [same_cells(b, t) for b, t in zip(asked, texts, strict=True)]
         same = [PROMPTS.parse_critique(b.answer).problem == PROMPTS.parse_critique(t).problem
                 for b, t in zip(asked, texts, strict=True)]
         refined = [PROMPTS.parse_critique(b.answer).prompt == PROMPTS.parse_critique(t).prompt
                    for b, t in zip(asked, texts, strict=True)]
-        result["critique"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if b), sum(bad))
+        result["critique"] = _rate(sum(c for c, b in zip(finds, bad, strict=True) if b), sum(bad))
+        result["critique_names_exactly"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if b), sum(bad))
         result["critique_accepts_good"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if not b), n - sum(bad))
         result["critique_same_problem"] = _rate(sum(same), n)
         result["critique_refined_prompt"] = _rate(sum(refined), n)

@@ -34,8 +34,15 @@ from premeditate.microworld.models.reasoner_vae import SHIPPED, round_trip
 from premeditate.microworld.scene import CELLS
 from premeditate.microworld.tasks import TEST_SEEDS, sample_task
 
-THINK, LOOK, POOL = 36, 28, 8
-"""Sequences per step with one picture (plan, checklist) and with two (answers, critique); steps drawn at a time."""
+MIXTURES = ((0.0, 44, 18, 4), (0.32, 36, 28, 4), (0.5, 24, 44, 4), (0.7, 24, 60, 2))
+"""From that progress on: sequences per step with one picture (plan, checklist), with two (answers, critique), and
+answer questions per pair of pictures. Planning comes first: a critique needs to know the plan."""
+POOL = 8
+"""Steps drawn at a time, so that sequences of like length go together."""
+DIMENSIONS = ("follow", "keep", "keep", "quality", "quality")
+"""What answer questions are drawn from: quality has one wording, keep is the hardest."""
+MISLED = 0.4
+"""The share of edits that follow a wrong plan: the hardest to criticise, so more than in the evaluation."""
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 MARK = 1 + sum(FACTOR_SIZES)
 VOCABULARY = 1024
@@ -54,7 +61,8 @@ def corpus(n: int = 6000) -> Iterator[str]:
 
 class Heads(nn.Module):
     """The throw-away heads: content and sharpness of each image token; changed cells from the last prompt token;
-    whether a cell of the edit differs from the source, from its image token; what the cell asked about holds."""
+    whether a cell of the edit differs from the source, from its image token; what the cell asked about holds; wrong
+    cells of an edit, one layer later, for they take a comparison more."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,6 +70,7 @@ class Heads(nn.Module):
         self.mark = nn.Linear(width, CELLS * MARK)
         self.differs = nn.Linear(width, 1)
         self.shows = nn.Linear(width, sum(FACTOR_SIZES))
+        self.wrong = nn.Linear(width, CELLS * MARK)
 
 
 class Source:
@@ -81,8 +90,8 @@ class Source:
             if (row := rates.get(f"{family.kind}/{family.name}")) is not None:
                 self.hard[i] = 0.5 * self.hard[i] + 0.5 * min(1.0, max(0.2, 1.15 - row["rate"]))
 
-    def _tasks(self, n: int) -> Iterator[Any]:
-        weights = [b * h for b, h in zip(self.base, self.hard, strict=True)]
+    def _tasks(self, n: int, hard: bool) -> Iterator[Any]:
+        weights = [b * h if hard else b for b, h in zip(self.base, self.hard, strict=True)]
         for family in self.rng.choices(TRAINED, weights, k=n):
             self.seed += 1
             yield sample_task(self.seed % TEST_SEEDS, "train", family=family)
@@ -93,21 +102,25 @@ class Source:
         self.rng.shuffle(out)
         return out
 
-    def next(self) -> tuple[Batch, Batch]:
+    def next(self, progress: float) -> tuple[Batch, Batch]:
         if not self.queue:
-            think = self._batches([think_item(t, self.rng) for t in self._tasks(THINK * POOL)], THINK)
-            look = self._batches([look_item(t, self.rng, self.filter) for t in self._tasks(LOOK * POOL)], LOOK)
-            self.queue = list(zip(think, look, strict=True))
+            think, look, questions = next(m[1:] for m in reversed(MIXTURES) if progress >= m[0])
+            thinks = [think_item(t, self.rng) for t in self._tasks(think * POOL, True)]
+            looks = [
+                look_item(t, self.rng, self.filter, self.rng.choices(DIMENSIONS, k=questions), MISLED)
+                for t in self._tasks(look * POOL, False)
+            ]
+            self.queue = list(zip(self._batches(thinks, think), self._batches(looks, look), strict=True))
         return self.queue.pop()
 
 
-def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int]) -> dict[str, Tensor]:
+def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int, int]) -> dict[str, Tensor]:
     """Sums of weighted losses: words, cells (auxiliary), marks (auxiliary), and the words' weight. `taps`: the layers
-    whose states the differs and mark heads read."""
+    whose states the heads read: differs; mark and shows; wrong."""
     seen = fast.see(batch.pictures)
     rows = len(batch.ids)
     pictures = seen.reshape(rows, -1, seen.shape[-1])
-    states, (early, tapped) = fast.hidden(batch.ids, pictures, batch.positions, batch.mask, taps)
+    states, (early, tapped, late) = fast.hidden(batch.ids, pictures, batch.positions, batch.mask, taps)
     wanted = batch.weights > 0
     words = F.cross_entropy(fast.logits(states[wanted]).float(), batch.labels[wanted], reduction="none")
     out = {"words": (words * batch.weights[wanted]).sum(), "weight": batch.weights.sum()}
@@ -134,8 +147,10 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int]) ->
         shown = sum(F.cross_entropy(g, t) for g, t in zip(guesses, factors(batch.shows), strict=True))
         out["cells"] = out["cells"] + shown
 
-    at = tapped[batch.turn_at[:, 0], batch.turn_at[:, 1]]
-    change, *parts = heads.mark(at).float().unflatten(-1, (CELLS, MARK)).split((1, *FACTOR_SIZES), dim=-1)
+    looks = pictures.shape[1] > CELLS
+    at = (late if looks else tapped)[batch.turn_at[:, 0], batch.turn_at[:, 1]]
+    guess = (heads.wrong if looks else heads.mark)(at).float().unflatten(-1, (CELLS, MARK))
+    change, *parts = guess.split((1, *FACTOR_SIZES), dim=-1)
     marked = (batch.marks >= 0).float()
     mark = F.binary_cross_entropy_with_logits(change.squeeze(-1), marked)
     for part, target in zip(parts, factors(batch.marks.clamp(min=0)), strict=True):
@@ -172,9 +187,10 @@ class Trainer:
             low.grad = None
         total = sum(float(b.weights.sum()) for b in batches)
         seen = {"words": 0.0, "cells": 0.0, "marks": 0.0}
+        taps = (self.layers - 4, self.layers - 3, self.layers - 2)
         for batch in batches:
-            parts = batch_loss(self.fast, self.shadow_heads, batch, taps=(self.layers - 4, self.layers - 3))
-            loss = parts["words"] / total + aux * (0.5 * parts["cells"] + 0.25 * parts["marks"]) / len(batches)
+            parts = batch_loss(self.fast, self.shadow_heads, batch, taps)
+            loss = parts["words"] / total + aux * (0.5 * parts["cells"] + 0.5 * parts["marks"]) / len(batches)
             loss.backward()
             seen["words"] += parts["words"].item() / total
             for key in ("cells", "marks"):
@@ -208,15 +224,14 @@ class Trainer:
 def train_reasoner(
     out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
     log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.14,
-    decay: float = 0.25, threads: int = 1, texts: int = 6000, vae: Path | None = SHIPPED if SHIPPED.exists() else None,
-    **size: int,
+    decay: float = 0.4, threads: int = 1, texts: int = 6000, vae: Path | None = SHIPPED, **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
 
     Bounded by `seconds` of training (evaluations not counted) or by `steps`. Every `every` seconds it is evaluated on
     `look` held-out tasks and checkpointed to `out`/checkpoint.pt, from which `resume` goes on. The base is the average
     at `base_at` of the way, in the constant phase. `vae`: the autoencoder that some edits go through (default: the
-    shipped editor's). Raises ValueError for neither seconds nor steps, or nothing to
+    shipped editor's, where there is one). Raises ValueError for neither seconds nor steps, or nothing to
     resume.
     """
     out = Path(out)
@@ -234,6 +249,8 @@ def train_reasoner(
     else:
         tokenizer = build_tokenizer(corpus(texts), VOCABULARY)
     encoder = Encoder(tokenizer)
+    if vae == SHIPPED and not SHIPPED.exists():
+        vae = None
     trainer, source = Trainer(tokenizer, seed, **size), Source(encoder, seed, vae)
     if resume:
         state = load_checkpoint(file)
@@ -252,7 +269,7 @@ def train_reasoner(
     while clock.progress < 1:
         rate = warmup_stable_decay(clock.progress, decay=decay)
         aux = 1.0 if clock.progress < 0.5 else 0.4
-        for key, value in trainer.step(source.next(), rate, aux).items():
+        for key, value in trainer.step(source.next(clock.progress), rate, aux).items():
             mean[key] = value if clock.step == 0 else 0.98 * mean[key] + 0.02 * value
         clock.tick()
         if clock.step % 50 == 0:
@@ -267,7 +284,7 @@ def train_reasoner(
             source.adapt(seen["plan_by_family"])
             weak = {k.split("/")[1]: round(v["rate"], 2) for k, v in seen["plan_by_family"].items() if v["rate"] < 0.7}
             record.write(event="look", step=clock.step, seconds=round(clock.spent, 1),
-                         samples=clock.step * THINK, plan=seen["plan"]["rate"], checklist=seen["checklist"]["rate"],
+                         plan=seen["plan"]["rate"], checklist=seen["checklist"]["rate"],
                          answer=seen["answer"]["balanced"], critique=seen["critique"]["rate"],
                          accepts=seen["critique_accepts_good"]["rate"], refined=seen["critique_refined_prompt"]["rate"],
                          weak=weak, dims={k: round(v["rate"], 3) for k, v in seen["answer_by_dimension"].items()})
