@@ -42,8 +42,9 @@ def card(title: str, note: str, result: dict[str, Any], rows: list[dict[str, Any
     names = {
         "plan": "plan executes to the target", "checklist": "checklist equals the true one",
         "answer": "answer is right",
-        "critique": "critique of a bad edit names wrong cells, and only such",
-        "critique_names_exactly": "critique of a bad edit names the first two wrong cells exactly",
+        "critique": "critique of a bad edit: the first cell named is truly wrong",
+        "critique_names_only_wrong": "critique of a bad edit: every cell named is truly wrong",
+        "critique_names_exactly": "critique of a bad edit: it names exactly the first two wrong cells",
         "critique_accepts_good": "critique accepts a good edit",
         "critique_refined_prompt": "critique's refined prompt is the right plan, word for word",
     }

@@ -79,22 +79,28 @@ def checklist_right(task: MicroTask, text: str) -> bool:
     return written.status == "scored" and checker.same_checklist(written.items, task.checklist)
 
 
-def cells_named(problem: str) -> set[str]:
-    return {word for word in problem.split() if word in CELL_NAMES}
+def cells_named(problem: str) -> list[str]:
+    return [word for word in problem.split() if word in CELL_NAMES]
 
 
 def finds_wrong_cell(branch: Branch, text: str) -> bool:
-    """The critique is not satisfied, and each cell that it names, at least one, is truly wrong."""
+    """The critique is not satisfied, and the cell that it names first is truly wrong."""
     said = PROMPTS.parse_critique(text)
     wrong = {CELL_NAMES[i] for i, code in enumerate(branch.marks or ()) if code >= 0}
     named = cells_named(said.problem)
-    return said.status == "scored" and not said.satisfied and bool(named) and named <= wrong
+    return said.status == "scored" and not said.satisfied and bool(named) and named[0] in wrong
+
+
+def names_only_wrong_cells(branch: Branch, text: str) -> bool:
+    """As `finds_wrong_cell`, and so is every other cell that it names."""
+    wrong = {CELL_NAMES[i] for i, code in enumerate(branch.marks or ()) if code >= 0}
+    return finds_wrong_cell(branch, text) and set(cells_named(PROMPTS.parse_critique(text).problem)) <= wrong
 
 
 def same_cells(branch: Branch, text: str) -> bool:
     """The critique names exactly the cells (at most two) that the true one names: none for a good edit."""
     said, right = PROMPTS.parse_critique(text), PROMPTS.parse_critique(branch.answer)
-    same = said.satisfied == right.satisfied and cells_named(said.problem) == cells_named(right.problem)
+    same = said.satisfied == right.satisfied and set(cells_named(said.problem)) == set(cells_named(right.problem))
     return said.status == "scored" and same
 
 
@@ -157,12 +163,14 @@ def evaluate_model(
         texts = generate(model, encoder, [b.prompt for b in asked], [i.images for i in looks])
         bad = [not b.answer.startswith("good") for b in asked]
         finds = [finds_wrong_cell(b, t) for b, t in zip(asked, texts, strict=True)]
+        only = [names_only_wrong_cells(b, t) for b, t in zip(asked, texts, strict=True)]
         cell = [same_cells(b, t) for b, t in zip(asked, texts, strict=True)]
         same = [PROMPTS.parse_critique(b.answer).problem == PROMPTS.parse_critique(t).problem
                 for b, t in zip(asked, texts, strict=True)]
         refined = [PROMPTS.parse_critique(b.answer).prompt == PROMPTS.parse_critique(t).prompt
                    for b, t in zip(asked, texts, strict=True)]
         result["critique"] = _rate(sum(c for c, b in zip(finds, bad, strict=True) if b), sum(bad))
+        result["critique_names_only_wrong"] = _rate(sum(c for c, b in zip(only, bad, strict=True) if b), sum(bad))
         result["critique_names_exactly"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if b), sum(bad))
         result["critique_accepts_good"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if not b), n - sum(bad))
         result["critique_same_problem"] = _rate(sum(same), n)
