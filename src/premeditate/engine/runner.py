@@ -233,11 +233,13 @@ class _TaskRun:
             case strategies.Stop():
                 return ChainStopped(chain=chain, reason=action.reason)
 
-    async def _ask(self, images: Sequence[Image.Image], text: str, chain: int, *what: str | int) -> Completion:
-        """Greedy in chain 0, sampled in the others. A reasoner that raises is one that could not be asked."""
+    async def _ask(
+        self, images: Sequence[Image.Image], text: str, chain: int, *what: str | int, sampled: bool = False
+    ) -> Completion:
+        """Greedy in chain 0 unless `sampled`, sampled in the others. A reasoner that raises could not be asked."""
         request = ChatRequest(
             images=tuple(images), text=text, max_tokens=self.prompts.max_tokens,
-            temperature=self.settings.temperature if chain > 0 else 0.0, seed=self._seed(chain, *what),
+            temperature=self.settings.temperature if sampled or chain > 0 else 0.0, seed=self._seed(chain, *what),
         )  # fmt: skip
         try:
             # Answers of one skill are of like length, so that no row of a batch waits for a much longer one.
@@ -300,7 +302,8 @@ class _TaskRun:
         past = self.trace.chains[chain].rounds[index]
         text = self.prompts.critique(self.task.instruction, [edit.prompt for edit in past.edits])
         images = (self.sources[0], self.store.get_image(past.image))
-        done = await self._ask(images, text, chain, "critique", index)
+        # A critic whose first word did not help is asked for another one, not for the same again.
+        done = await self._ask(images, text, chain, "critique", index, sampled=index > 0)
         record = Critique(status="unavailable", raw=f"error: {done.error}")
         if done.error is None:
             record = self.prompts.parse_critique(done.text)
