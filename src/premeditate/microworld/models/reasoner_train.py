@@ -223,7 +223,7 @@ class Trainer:
 
 def train_reasoner(
     out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
-    log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.14,
+    log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.11,
     decay: float = 0.4, threads: int = 1, texts: int = 6000, vae: Path | None = SHIPPED, **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
