@@ -27,10 +27,11 @@ RUNS: dict[str, dict[str, Any]] = {
 OUT = Path(__file__).parent.parent / "docs" / "results"
 
 
-def command(name: str, split: str, n: int, seed: int, models: str) -> str:
+def command(name: str, split: str, n: int, seed: int, editor: str, reasoner: str) -> str:
     options = "".join(f" --{key.replace('_', '-')} {value}" for key, value in RUNS[name].items())
-    model = "" if models == "micro" else f" --editor {models} --reasoner {models}"
-    return f"premeditate bench run microworld --n {n} --seed {seed}{options} --split {split}{model}"
+    for flag, spec in (("editor", editor), ("reasoner", reasoner)):
+        options += "" if spec == "micro" else f" --{flag} {spec}"
+    return f"premeditate bench run microworld --n {n} --seed {seed}{options} --split {split}"
 
 
 def percent(rate: dict[str, Any]) -> str:
@@ -45,9 +46,9 @@ def table(rows: dict[str, Any]) -> str:
     for split in sorted({row["split"] for row in rows.values()}, key=("test", "ood").index):
         mine = [row for row in rows.values() if row["split"] == split]
         mine.sort(key=lambda row: list(RUNS).index(row["name"]))
-        n, models = mine[0]["report"]["n"], mine[0]["models"]
+        n, models = mine[0]["report"]["n"], mine[0]["models"].replace("`", "")
         lines += [
-            f"## {'In-domain' if split == 'test' else 'Out-of-domain'} (`--split {split}`, n = {n}, models `{models}`)",
+            f"## {'In-domain' if split == 'test' else 'Out-of-domain'} (`--split {split}`, n = {n}, {models})",
             "",
             "| strategy | success, % (95 %) | first edit right | any round right | verified | of these wrong "
             "| right, not verified | edits / task | reasoner calls / task | s / task |",
@@ -81,7 +82,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--splits", nargs="+", default=["test", "ood"])
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--models", default="micro", help="SPEC of both models: micro or micro-base")
+    parser.add_argument("--editor", default="micro", help="SPEC of the editor, say micro-base")
+    parser.add_argument("--reasoner", default="micro", help="SPEC of the reasoner")
     parser.add_argument("--out", type=Path, default=OUT / "microworld-table.json")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of the table")
     options = parser.parse_args()
@@ -94,19 +96,16 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for split in options.splits:
         for name in options.runs:
-            text = command(name, split, options.n, options.seed, options.models)
+            text = command(name, split, options.n, options.seed, options.editor, options.reasoner)
             if text in rows:
                 continue
             report = run(
-                options.n, options.seed, split=split, editor=options.models, reasoner=options.models, **RUNS[name]
+                options.n, options.seed, split=split, editor=options.editor, reasoner=options.reasoner, **RUNS[name]
             )
-            rows[text] = {
-                "name": name,
-                "split": split,
-                "models": options.models,
-                "command": text,
-                "report": report.to_json(),
-            }
+            if not report.scored:
+                raise SystemExit(f"{text}: no task was scored, {report.to_json()['errors']}")
+            models = f"editor {options.editor}, reasoner {options.reasoner}"
+            rows[text] = {"name": name, "split": split, "models": models, "command": text, "report": report.to_json()}
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(rows, indent=1) + "\n")
             options.out.with_suffix(".md").write_text(table(rows))
