@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_whole_package(tmp_path: Path, monkeypatch: pytest.M
 def test_the_weights_are_safetensors_and_small() -> None:
     files = [path for path in (SOURCE / "microworld" / "weights").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 15_000_000
-    allowed = {".safetensors", ".json", ".txt", ".md", ".jinja", ".py"}
+    allowed = {".safetensors", ".json", ".txt", ".md", ".jinja", ".py", ".svg", ".png"}
     assert {path.suffix for path in files} <= allowed  # no pickle in any disguise
 
 
