@@ -148,7 +148,7 @@ def test_training_lowers_its_loss(vae: Any) -> None:
 
 def test_one_command_makes_both_folders_and_resumes(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    options: dict[str, Any] = {"recipe": RECIPE, "log": rows.append, "final_n": 4, "evaluate_every": 0.1}
+    options: dict[str, Any] = {"recipe": RECIPE, "log": rows.append, "final_n": 2, "evaluate_every": 0.1, "watch": 2}
     train_editor(tmp_path / "e", steps=4, **options)
     assert (tmp_path / "e-base/model_index.json").exists()
     card = (tmp_path / "e/README.md").read_text()

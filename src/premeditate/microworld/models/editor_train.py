@@ -256,6 +256,7 @@ def train_editor(
     log: Log | None = None,
     recipe: EditorRecipe | None = None,
     evaluate_every: float = 300.0,
+    watch: int = 128,
     final_n: int = 1000,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -263,8 +264,9 @@ def train_editor(
 
     `seconds`: CPU time of this process, the autoencoder's included; or `steps` of the transformer, which makes the run
     a function of the seed (up to the autoencoder, whose budget is time, unless it is finished). Checkpoints, the JSONL
-    log and the autoencoder live in `out`.work; with `resume` a run continues from there. Returns the final held-out
-    figures (also in `out`/figures.json). Raises ValueError for a budget that leaves nothing to train.
+    log and the autoencoder live in `out`.work; every `evaluate_every` CPU seconds `watch` held-out examples (twice as
+    many single steps) are edited, and `final_n` at the end; with `resume` a run continues from there. Returns the
+    final held-out figures (also in `out`/figures.json). Raises ValueError for a budget that leaves nothing to train.
     """
     import torch
 
@@ -294,7 +296,7 @@ def train_editor(
     if resume and checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
         note({"part": "editor", "step": trainer.step, "resumed": True})
-    watched = {name: suite(name, 256 if name == "single" else 128) for name in ("single", "two", "description")}
+    watched = {name: suite(name, watch * (2 if name == "single" else 1)) for name in ("single", "two", "description")}
     pipe = trainer.averaged().pipeline()
 
     def evaluate(done: float) -> None:
