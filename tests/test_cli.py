@@ -370,6 +370,8 @@ class Slow(RuleEditor):
         await asyncio.sleep(60)
 presets.load_editor = lambda spec, **_: Slow()
 presets.load_reasoner = lambda spec, **_: Oracle([task])
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal, even where the tests run in the background
 from premeditate.cli import main
 main()
 """
