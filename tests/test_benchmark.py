@@ -14,9 +14,9 @@ from rich.console import Console
 
 from micro_fakes import Oracle, RuleEditor
 from premeditate.benchmarks import microworld
-from premeditate.benchmarks.stats import Rate, wilson
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.microworld.tasks import sample_tasks
+from premeditate.stats import Rate, wilson
 
 
 def bench(n: int = 80, seed: int = 2, split: Any = "test", editor: Any = None, oracle: dict[str, Any] | None = None,

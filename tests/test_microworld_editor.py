@@ -25,12 +25,13 @@ from premeditate.microworld.models.editor_build import (
     words,
 )
 from premeditate.microworld.models.editor_card import draw_curve, evaluations
-from premeditate.microworld.models.editor_eval import evaluate_editor, exact, run_editor, suite, wilson
+from premeditate.microworld.models.editor_eval import evaluate_editor, exact, run_editor, suite
 from premeditate.microworld.models.editor_latents import attributes, encode_codes
 from premeditate.microworld.models.editor_train import EditorRecipe, Trainer, train_editor
 from premeditate.microworld.models.vae_train import evaluate_vae, train_vae
 from premeditate.microworld.render import render_codes
 from premeditate.microworld.scene import CELL_NAMES, THINGS
+from premeditate.stats import wilson
 
 WEIGHTS = Path(data.__file__).parents[1] / "weights"
 SHIPPED = [WEIGHTS / "editor", WEIGHTS / "editor-base"]

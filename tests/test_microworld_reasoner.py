@@ -12,11 +12,12 @@ import pytest
 from premeditate.microworld import checker
 from premeditate.microworld.language import execute, parse_plan
 from premeditate.microworld.models import reasoner_data as data
-from premeditate.microworld.models.common import Clock, Log, warmup_stable_decay, wilson
+from premeditate.microworld.models.common import Clock, Log, warmup_stable_decay
 from premeditate.microworld.render import render_codes
 from premeditate.microworld.scene import CELLS, Scene, random_scene
 from premeditate.microworld.tasks import sample_task
 from premeditate.prompts.terse import Terse
+from premeditate.stats import wilson
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from premeditate.api import load_parts
-from premeditate.benchmarks.stats import Rate
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.runner import Engine, Limits, OnEvent
 from premeditate.engine.strategies import Settings
 from premeditate.microworld.checker import NotAScene, answer, decode, is_exact
 from premeditate.microworld.render import render
 from premeditate.microworld.tasks import MicroTask, Split, sample_tasks
+from premeditate.stats import Rate
 from premeditate.store import versions
 from premeditate.trace import Dimension, ImageRef, Task, Trace
 

@@ -6,7 +6,7 @@ import random
 
 from premeditate.microworld.families import base as f
 from premeditate.microworld.families.base import Draft, Family, Stage, ref
-from premeditate.microworld.families.spatial import CORNERS
+from premeditate.microworld.families.spatial import free_corner
 from premeditate.microworld.scene import CELL_NAMES, CELLS, COLOURS, GRID, SHAPES, SIZES, Thing, cell, random_thing
 
 
@@ -74,15 +74,7 @@ def _traffic_light(rng: random.Random) -> Draft | None:
 
 def _carry(rng: random.Random) -> Draft | None:
     """Moves a thing to the free corner, then paints it there."""
-    stage = Stage(rng)
-    target = rng.choice(CORNERS)
-    thing = random_thing(rng)
-    index = stage.place(thing, rng.choice([i for i in range(CELLS) if i not in CORNERS]))
-    for corner in CORNERS:
-        if corner != target:
-            while f.alike(other := random_thing(rng), thing):
-                pass
-            stage.place(other, corner)
+    stage, thing, index, target = free_corner(rng)
     colour = f.other_than(rng, COLOURS, thing.colour)
     words = (
         f"move {ref(thing)} to the free corner and paint it {colour}",

@@ -7,7 +7,7 @@ import random
 from premeditate.microworld.families import base as f
 from premeditate.microworld.families.base import Draft, Family, Stage, ref
 from premeditate.microworld.families.causal import DIRECTIONS, slide
-from premeditate.microworld.scene import CELL_NAMES, CELLS, GRID, cell, column_of, random_thing, row_of
+from premeditate.microworld.scene import CELL_NAMES, CELLS, GRID, Thing, cell, column_of, random_thing, row_of
 
 CORNERS = (0, GRID - 1, CELLS - GRID, CELLS - 1)
 
@@ -123,7 +123,8 @@ def _between(rng: random.Random) -> Draft | None:
     )
 
 
-def _corner(rng: random.Random) -> Draft | None:
+def free_corner(rng: random.Random) -> tuple[Stage, Thing, int, int]:
+    """A stage with one free corner and a thing elsewhere: the stage, the thing, its cell, the free corner."""
     stage = Stage(rng)
     target = rng.choice(CORNERS)
     thing = random_thing(rng)
@@ -133,6 +134,11 @@ def _corner(rng: random.Random) -> Draft | None:
             while f.alike(other := random_thing(rng), thing):
                 pass
             stage.place(other, corner)
+    return stage, thing, index, target
+
+
+def _corner(rng: random.Random) -> Draft | None:
+    stage, thing, index, target = free_corner(rng)
     words = ("move {it} to the free corner", "{it} goes to the only empty corner", "fill the last corner with {it}")
     return Draft(
         stage.scene(),

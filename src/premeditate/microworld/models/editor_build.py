@@ -198,6 +198,10 @@ def save_editor(parts: EditorParts, folder: Path, **sidecar: Any) -> int:
         **halves, vae=copy.deepcopy(parts.vae).half(), tokenizer=parts.tokenizer, tokenizer_2=parts.tokenizer_2
     )
     half.pipeline().save_pretrained(folder, safe_serialization=True)
+    for file in folder.glob("*/config.json"):  # where a part was loaded from is nobody's business
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     (folder / "premeditate.json").write_text(json.dumps({**SIDECAR, **sidecar}, indent=2) + "\n")
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,15 +14,7 @@ from premeditate.microworld.checker import decode_arrays
 from premeditate.microworld.language import OPERATIONS
 from premeditate.microworld.models.editor_data import TEST_SEEDS, Example, draw, test_rng
 from premeditate.microworld.render import render
-
-
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share."""
-    if count == 0:
-        return 0.0, 1.0
-    p, zz = hits / count, z * z / count
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / count + zz / (4 * count))
-    return max(0.0, (middle - half) / (1 + zz)), min(1.0, (middle + half) / (1 + zz))
+from premeditate.stats import wilson
 
 
 def run_editor(pipe: Any, examples: Sequence[Example], *, seed: int = 0, steps: int = 4, batch: int = 64) -> np.ndarray:

@@ -14,13 +14,13 @@ import torch
 from premeditate.microworld import checker
 from premeditate.microworld.families import Family
 from premeditate.microworld.language import PlanError, execute, parse_plan
-from premeditate.microworld.models.common import wilson
 from premeditate.microworld.models.reasoner_batch import Encoder
 from premeditate.microworld.models.reasoner_build import load_folder
 from premeditate.microworld.models.reasoner_data import PROMPTS, Branch, Item, look_item, think_item
 from premeditate.microworld.models.reasoner_fast import GRID, pixel_values
 from premeditate.microworld.scene import CELL_NAMES
 from premeditate.microworld.tasks import MicroTask, Split, sample_task
+from premeditate.stats import wilson
 
 
 def inputs(prompts: Sequence[str], pictures: Sequence[np.ndarray], encoder: Encoder) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def same_cells(branch: Branch, text: str) -> bool:
 
 
 def _rate(right: int, n: int) -> dict[str, Any]:
-    low, high = wilson(right, n)
+    low, high = wilson(right, n) if n else (0.0, 1.0)
     return {"n": n, "right": right, "rate": right / max(n, 1), "low": low, "high": high}
 
 
