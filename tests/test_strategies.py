@@ -243,3 +243,15 @@ def test_the_reason_says_what_was_missing() -> None:
     assert selection is not None
     assert selection.reason == "no verdict could be had (unavailable: the server is down); the first edit"
     assert select(trace(Chain())) is None
+
+
+def test_a_hair_of_probability_does_not_choose_a_later_round() -> None:
+    def scored(p: float, yes: bool) -> Round:
+        answer = Answer(item=ITEM, status="scored", yes=yes, p_yes=p)
+        return round_(verdict=Verdict(status="scored", answers=(answer,)))
+
+    for yes in (True, False):
+        near = select(trace(Chain(rounds=(scored(0.601, yes), scored(0.604, yes)))))
+        far = select(trace(Chain(rounds=(scored(0.601, yes), scored(0.63, yes)))))
+        assert near is not None and (near.round, near.verified) == (0, yes)
+        assert far is not None and far.round == 1

@@ -10,7 +10,7 @@ from premeditate.trace import Round, Selection, Trace
 def select(trace: Trace) -> Selection | None:
     """The round to hand back, and why; None where no edit was made.
 
-    1. verified rounds: the highest mean p(yes); ties go to fewer rounds, then the earlier chain;
+    1. verified rounds: the highest mean p(yes), to two decimals; ties go to fewer rounds, then the earlier chain;
     2. none verified: the highest mean p(yes) among the rounds that were scored;
     3. none scored by a verifier: the highest score of the critic, sqrt(semantic x quality) / 10;
     4. nothing scored: the first edit.
@@ -52,7 +52,8 @@ def _rounds(trace: Trace) -> Iterator[tuple[int, int, Round]]:
 
 
 def _best(rounds: list[tuple[int, int, Round]], score: Callable[[Round], float | None]) -> tuple[int, int, float]:
-    chain, index, best = max(rounds, key=lambda entry: score(entry[2]) or 0.0)  # max keeps the first of equals
+    # A hundredth of a probability is no evidence: rounds that close are equals, and max keeps the first of equals.
+    chain, index, best = max(rounds, key=lambda entry: round(score(entry[2]) or 0.0, 2))
     return chain, index, score(best) or 0.0
 
 
