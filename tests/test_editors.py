@@ -84,23 +84,41 @@ class FakePipeline:
 
 
 class PlainPipeline(FakePipeline):
-    def __call__(self, prompt: Any = None, image: Any = None, num_inference_steps: int = 50,
-                 generator: Any = None) -> Any:
+    def __call__(
+        self, prompt: Any = None, image: Any = None, num_inference_steps: int = 50, generator: Any = None
+    ) -> Any:
         return self.answer(locals())
 
 
 class QwenImageEditPlusPipeline(FakePipeline):
-    def __call__(self, image: Any = None, prompt: Any = None, negative_prompt: Any = None, true_cfg_scale: float = 4.0,
-                 height: Any = None, width: Any = None, num_inference_steps: int = 50, generator: Any = None) -> Any:
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: float = 4.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: int = 50,
+        generator: Any = None,
+    ) -> Any:
         return self.answer(locals())
 
 
 class FluxKontextPipeline(FakePipeline):
     """By its name the adapter takes it for the real one, which batches."""
 
-    def __call__(self, image: Any = None, prompt: Any = None, height: Any = None, width: Any = None,
-                 generator: Any = None, callback_on_step_end: Any = None, max_area: int = 0,
-                 _auto_resize: bool = True) -> Any:
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        generator: Any = None,
+        callback_on_step_end: Any = None,
+        max_area: int = 0,
+        _auto_resize: bool = True,
+    ) -> Any:
         if any(p == "broken" for p in prompt):
             raise RuntimeError("this prompt breaks it")
         if prompt[0] == "slow":

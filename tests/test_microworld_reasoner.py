@@ -208,8 +208,13 @@ def test_the_autoencoder_leaves_scenes_readable_and_says_when_it_is_missing(tmp_
 
     with pytest.raises(ValueError, match="no autoencoder"):
         round_trip(tmp_path, random.Random(0))
-    AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
-                  up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).save_pretrained(tmp_path)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    ).save_pretrained(tmp_path)
     image = np.zeros((64, 64, 3), np.uint8)
     assert round_trip(tmp_path, random.Random(0), share=0)(image) is image
     back = round_trip(tmp_path, random.Random(0), share=1)(image)

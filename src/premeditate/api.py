@@ -1,8 +1,8 @@
 """The Python API: one call from an image and an instruction to a verified edit with its record.
 
-    result = premeditate.edit("photo.png", "paint the odd one out green")
-    result.image.save("out.png")
-    result.verified, result.trace.selection.reason
+result = premeditate.edit("photo.png", "paint the odd one out green")
+result.image.save("out.png")
+result.verified, result.trace.selection.reason
 """
 
 from __future__ import annotations
@@ -174,8 +174,10 @@ async def edit_async(
                         versions=versions())  # fmt: skip
         (trace,) = await engine.run([task])
         if trace.chosen is None:
-            raise ModelError(f"no edit could be made: {trace.error}",
-                             "check the editor (its address, memory and options) and run the same command again")
+            raise ModelError(
+                f"no edit could be made: {trace.error}",
+                "check the editor (its address, memory and options) and run the same command again",
+            )
         return Result(kept.get_image(trace.chosen.image), pictures[0], trace, kept)
     finally:
         close()
@@ -233,16 +235,19 @@ def load_verifier(spec: str, reasoner: Reasoner) -> Verifier | None:
         return None
     module, _, attribute = VERIFIERS.get(spec, spec).partition(":")
     if not attribute:
-        raise ModelError(f"there is no verifier {spec!r}",
-                         f"use reasoner, {', '.join(VERIFIERS)}, none or module:attribute")
+        raise ModelError(
+            f"there is no verifier {spec!r}", f"use reasoner, {', '.join(VERIFIERS)}, none or module:attribute"
+        )
     try:
         found = getattr(import_module(module), attribute)
         made = found() if (callable(found) and not isinstance(found, Verifier)) or isinstance(found, type) else found
     except (ImportError, AttributeError, TypeError) as error:
         raise ModelError(f"the verifier {spec!r} cannot be loaded ({error})", "check module:attribute") from error
     if not isinstance(made, Verifier):
-        raise ModelError(f"{spec!r} is not a verifier",
-                         "it needs name, uses_reasoner, wants_checklist(task) and async verify(samples)")
+        raise ModelError(
+            f"{spec!r} is not a verifier",
+            "it needs name, uses_reasoner, wants_checklist(task) and async verify(samples)",
+        )
     return made
 
 
@@ -258,11 +263,15 @@ def load_image(source: Source) -> Image.Image:
         import numpy as np
 
         array = np.asarray(source)
-        if array.dtype != np.uint8 or array.size == 0 or not (
-            array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+        if (
+            array.dtype != np.uint8
+            or array.size == 0
+            or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
         ):
-            raise ImageError(f"the array is {array.dtype} {list(array.shape)}",
-                             "give uint8 [H, W], [H, W, 3] or [H, W, 4] with values 0-255")
+            raise ImageError(
+                f"the array is {array.dtype} {list(array.shape)}",
+                "give uint8 [H, W], [H, W, 3] or [H, W, 4] with values 0-255",
+            )
         return images.to_rgb(Image.fromarray(array))
     raise ImageError(f"{type(source).__name__} is not an image", "give a path, bytes, a Pillow image or a uint8 array")
 

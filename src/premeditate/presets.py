@@ -101,8 +101,14 @@ def resolve(kind: str, spec: str) -> Preset:
     return _resolve(kind, presets, index, spec)
 
 
-def _load(kind: str, presets: dict[str, Preset], index: str, load: Callable[[str, dict[str, Any]], Any], spec: str,
-          options: dict[str, Any]) -> Any:
+def _load(
+    kind: str,
+    presets: dict[str, Preset],
+    index: str,
+    load: Callable[[str, dict[str, Any]], Any],
+    spec: str,
+    options: dict[str, Any],
+) -> Any:
     preset = _resolve(kind, presets, index, spec)
     # What a name is cached under must follow the folder it names, should the working directory change.
     where = str(Path(preset.spec).resolve()) if Path(preset.spec).is_dir() else preset.spec

@@ -87,9 +87,17 @@ class DiffusersEditor:
     the rounding of matrix products. Output has the size of the request's first image and is aligned with it.
     """
 
-    def __init__(self, pipeline: Any, *, name: str = "", size: int | None = None, steps: int | None = None,
-                 max_batch: int | None = None, domain: Callable[[Image.Image], object] | str | None = None,
-                 **call: Any) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        name: str = "",
+        size: int | None = None,
+        steps: int | None = None,
+        max_batch: int | None = None,
+        domain: Callable[[Image.Image], object] | str | None = None,
+        **call: Any,
+    ) -> None:
         check_options(call, CALL_OPTIONS, "a diffusers editor")
         self.pipeline = pipeline
         self.domain = _find(domain) if isinstance(domain, str) else domain
@@ -163,6 +171,7 @@ class DiffusersEditor:
 
     async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         """One result per request, in order. When cancelled, the work stops at the next denoising step."""
+
         def work(job: Job) -> list[EditResult]:
             with quiet("diffusers", "transformers"):
                 return self._edit(list(requests), job)

@@ -25,8 +25,12 @@ class Batcher(Generic[Request, Answer]):
     request at a time, so that only the guilty one fails. A request whose waiter was cancelled is not run.
     """
 
-    def __init__(self, call: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]], size: int,
-                 key: Callable[[Request], Hashable] = lambda request: None) -> None:
+    def __init__(
+        self,
+        call: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]],
+        size: int,
+        key: Callable[[Request], Hashable] = lambda request: None,
+    ) -> None:
         if size < 1:
             raise ValueError(f"a batch holds at least 1 request, not {size}")
         self.calls = 0

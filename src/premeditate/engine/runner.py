@@ -93,9 +93,18 @@ class Engine:
     One engine belongs to one event loop at a time; `run` may be called again when it has returned.
     """
 
-    def __init__(self, editor: Editor, reasoner: Reasoner, verifier: Verifier | None, store: Store,
-                 settings: Settings | None = None, *, limits: Limits | None = None, on_event: OnEvent | None = None,
-                 versions: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        editor: Editor,
+        reasoner: Reasoner,
+        verifier: Verifier | None,
+        store: Store,
+        settings: Settings | None = None,
+        *,
+        limits: Limits | None = None,
+        on_event: OnEvent | None = None,
+        versions: dict[str, str] | None = None,
+    ) -> None:
         self.editor, self.reasoner, self.verifier, self.store = editor, reasoner, verifier, store
         self.settings = replace(settings or Settings(), judged=verifier is not None)
         self.limits, self.on_event, self.versions = limits or Limits(), on_event, dict(versions or {})
@@ -114,7 +123,8 @@ class Engine:
         if len({task.id for task in tasks}) != len(tasks):
             raise ValueError("two tasks have the same id; give each its own")
         chats: Batcher[ChatRequest, Completion] = Batcher(
-            self.reasoner.chat, _size(self.limits.chats, self.reasoner),
+            self.reasoner.chat,
+            _size(self.limits.chats, self.reasoner),
             lambda r: (r.labels, r.max_tokens, r.temperature, len(r.images)),
         )
         edits: Batcher[EditRequest, EditResult] = Batcher(
@@ -145,8 +155,14 @@ class Engine:
 class _TaskRun:
     """One task on its way through the engine."""
 
-    def __init__(self, engine: Engine, task: Task, chats: Batcher[ChatRequest, Completion],
-                 edits: Batcher[EditRequest, EditResult], samples: Batcher[Sample, Verdict] | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        chats: Batcher[ChatRequest, Completion],
+        edits: Batcher[EditRequest, EditResult],
+        samples: Batcher[Sample, Verdict] | None,
+    ) -> None:
         self.engine, self.task = engine, task
         self.chats, self.edits, self.samples = chats, edits, samples
         self.settings, self.prompts, self.store = engine.settings, engine.prompts, engine.store

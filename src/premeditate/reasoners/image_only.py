@@ -35,8 +35,9 @@ def image_only(name: str) -> Any:
 
     stock = getattr(transformers, name)
 
-    def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ) -> None:
         # transformers reads the parts of a processor off this signature.
         for attribute, default in TOKENS.items():
             token = getattr(tokenizer, attribute, None) or default

@@ -118,8 +118,15 @@ class _Padded:
         return _Padded(*(torch.cat(pair, 1) for pair in pairs))
 
 
-def shared(model: Any, encoded: dict[str, Tensor], owner: Sequence[int], labels: Labels, pad: int, max_rows: int,
-           between: Callable[[], None]) -> list[dict[str, float]] | None:
+def shared(
+    model: Any,
+    encoded: dict[str, Tensor],
+    owner: Sequence[int],
+    labels: Labels,
+    pad: int,
+    max_rows: int,
+    between: Callable[[], None],
+) -> list[dict[str, float]] | None:
     """Like `plain`, with the prefix of each set of pictures run once. None where the rows do not share their pictures.
 
     `encoded`: left-padded rows, but the pixels of each *set* only once, sets in order. `owner` [R]: the set of each

@@ -47,8 +47,9 @@ class TransformersReasoner:
     products). A request that fails gets an `error`; the others of its batch go on.
     """
 
-    def __init__(self, model: Any, processor: Any, *, name: str = "", prompts: str = "general",
-                 max_batch: int | None = None) -> None:
+    def __init__(
+        self, model: Any, processor: Any, *, name: str = "", prompts: str = "general", max_batch: int | None = None
+    ) -> None:
         if max_batch is None:
             max_batch = 64 if sum(p.numel() for p in model.parameters()) < SMALL else 8
         if not isinstance(max_batch, int) or max_batch < 1:
@@ -142,8 +143,9 @@ class TransformersReasoner:
         if batch:
             yield batch
 
-    def _attempt(self, work: Callable[[list[ChatRequest], Job], list[Completion]], requests: list[ChatRequest],
-                 job: Job) -> list[Completion]:
+    def _attempt(
+        self, work: Callable[[list[ChatRequest], Job], list[Completion]], requests: list[ChatRequest], job: Job
+    ) -> list[Completion]:
         """A batch that fails is tried again one by one, so that only the guilty request gets an error."""
         start = time.perf_counter()
         try:
@@ -219,8 +221,9 @@ class TransformersReasoner:
             done.update(zip(flat, found, strict=True))
         return [Completion(probabilities=done[i]) for i in range(len(requests))]
 
-    def _score_shared(self, requests: list[ChatRequest], members: list[list[int]], labels: scoring.Labels,
-                      job: Job) -> list[dict[str, float]] | None:
+    def _score_shared(
+        self, requests: list[ChatRequest], members: list[list[int]], labels: scoring.Labels, job: Job
+    ) -> list[dict[str, float]] | None:
         rows, owner = [], []
         for s, indices in enumerate(members):
             # Picture objects of its own: a picture that two sets have in common must come once for each.

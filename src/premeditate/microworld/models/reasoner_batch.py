@@ -142,10 +142,16 @@ def collate(items: Sequence[Item], encoder: Encoder) -> Batch:
     same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     mask = same & torch.ones(width, width, dtype=torch.bool).tril()
     return Batch(
-        ids, labels, weights, positions, mask[:, None],
+        ids,
+        labels,
+        weights,
+        positions,
+        mask[:, None],
         torch.from_numpy(np.concatenate([i.images for i in items])),
         torch.from_numpy(np.concatenate([i.codes for i in items])).long(),
         torch.from_numpy(np.concatenate([i.sharp for i in items])),
-        torch.tensor(turn_at).reshape(-1, 2), torch.tensor(marks).reshape(-1, CELLS),
-        torch.tensor(asked_at, dtype=torch.long).reshape(-1, 2), torch.tensor(shows, dtype=torch.long),
+        torch.tensor(turn_at).reshape(-1, 2),
+        torch.tensor(marks).reshape(-1, CELLS),
+        torch.tensor(asked_at, dtype=torch.long).reshape(-1, 2),
+        torch.tensor(shows, dtype=torch.long),
     )

@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 SPECIALS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 PIXELS = 64 * 64
@@ -34,19 +40,29 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> Any:
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ))
+    raw.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
     model = json.loads(raw.to_str())["model"]
     return Qwen2Tokenizer(
-        vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", additional_special_tokens=list(SPECIALS),
+        vocab=model["vocab"],
+        merges=[tuple(m) for m in model["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIALS),
     )
 
 
@@ -55,23 +71,43 @@ def build_model(tokenizer: Any, *, layers: int = 5, inter: int = 240, seed: int 
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
-           ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")
+    }
     config = Qwen3VLConfig(
         text_config={
-            "hidden_size": 128, "intermediate_size": inter, "num_hidden_layers": layers, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "head_dim": 32, "vocab_size": len(tokenizer), "max_position_embeddings": 1024,
+            "hidden_size": 128,
+            "intermediate_size": inter,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 32,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 1024,
             "rope_parameters": {"mrope_section": [6, 5, 5], "rope_type": "default", "rope_theta": 1e4},
-            "bos_token_id": None, "eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"],
+            "bos_token_id": None,
+            "eos_token_id": ids["im_end"],
+            "pad_token_id": ids["endoftext"],
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 128,
-            "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": TEMPORAL,
-            "deepstack_visual_indexes": [], "num_position_embeddings": 64,
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+            "deepstack_visual_indexes": [],
+            "num_position_embeddings": 64,
         },
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"], vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
@@ -95,8 +131,12 @@ def save_folder(folder: Path, model: Any, tokenizer: Any, card: str = "") -> Non
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(
-        size={"shortest_edge": PIXELS, "longest_edge": PIXELS}, patch_size=PATCH, merge_size=MERGE,
-        temporal_patch_size=TEMPORAL, image_mean=list(MEAN), image_std=list(STD),
+        size={"shortest_edge": PIXELS, "longest_edge": PIXELS},
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=TEMPORAL,
+        image_mean=list(MEAN),
+        image_std=list(STD),
     ).save_pretrained(folder)
     (folder / "premeditate.json").write_text(json.dumps({"prompts": "terse"}) + "\n")
     if card:

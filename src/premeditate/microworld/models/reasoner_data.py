@@ -299,9 +299,7 @@ def think_item(task: MicroTask, rng: random.Random, clean: bool = False) -> Item
     image = render_codes(np.array([task.source.codes]))
     if not clean and rng.random() < 0.3:
         image = weather(image[0], rng, 0.6)[None]
-    marks = tuple(
-        task.target.codes[i] if task.source[i] != task.target[i] else -1 for i in range(CELLS)
-    )
+    marks = tuple(task.target.codes[i] if task.source[i] != task.target[i] else -1 for i in range(CELLS))
     branches = (
         Branch("plan", PROMPTS.plan(task.instruction), PROMPTS.write_plan(task.plan), marks=marks),
         Branch("checklist", PROMPTS.checklist(task.instruction), PROMPTS.write_checklist(task.checklist), marks=marks),
@@ -310,8 +308,11 @@ def think_item(task: MicroTask, rng: random.Random, clean: bool = False) -> Item
 
 
 def look_item(
-    task: MicroTask, rng: random.Random, filter_image: Callable[[np.ndarray], np.ndarray] | None = None,
-    dimensions: Sequence[str] = ("follow", "keep", "keep", "quality"), misled: float = 0.25,
+    task: MicroTask,
+    rng: random.Random,
+    filter_image: Callable[[np.ndarray], np.ndarray] | None = None,
+    dimensions: Sequence[str] = ("follow", "keep", "keep", "quality"),
+    misled: float = 0.25,
 ) -> Item:
     """Source and edit with answer questions and a critique. `filter_image`: say a VAE round trip of the edit."""
     picture, last = draw_edit(task, rng, misled)
@@ -325,20 +326,43 @@ def look_item(
         task.target.codes[i] if not sharp[i] or codes[i] != task.target.codes[i] else -1 for i in range(CELLS)
     )
     critique = Branch(
-        "critique", PROMPTS.critique(task.instruction, last),
-        true_critique(task.target, codes, sharp, task.plan, last), marks=marks,
-        foresee=None if last == (task.instruction,) else (
-            PROMPTS.critique(task.instruction, ("",)).rstrip(), PROMPTS.write_plan(last), PROMPTS.write_plan(task.plan)
+        "critique",
+        PROMPTS.critique(task.instruction, last),
+        true_critique(task.target, codes, sharp, task.plan, last),
+        marks=marks,
+        foresee=None
+        if last == (task.instruction,)
+        else (
+            PROMPTS.critique(task.instruction, ("",)).rstrip(),
+            PROMPTS.write_plan(last),
+            PROMPTS.write_plan(task.plan),
         ),
     )
     source = render_codes(np.array([task.source.codes]))[0]
     return Item(
-        np.stack([source, edit]), np.stack([np.array(task.source.codes), codes]),
-        np.stack([np.ones(CELLS, bool), sharp]), (*(q for q in questions if q), critique), task.family,
+        np.stack([source, edit]),
+        np.stack([np.array(task.source.codes), codes]),
+        np.stack([np.ones(CELLS, bool), sharp]),
+        (*(q for q in questions if q), critique),
+        task.family,
     )
 
 
 __all__ = [
-    "NAMED", "PROMPTS", "Branch", "Item", "Picture", "corrupt", "draw_edit", "draw_question",
-    "look_item", "near_miss", "spoil", "think_item", "true_critique", "wanted", "weather", "wrong_plan",
+    "NAMED",
+    "PROMPTS",
+    "Branch",
+    "Item",
+    "Picture",
+    "corrupt",
+    "draw_edit",
+    "draw_question",
+    "look_item",
+    "near_miss",
+    "spoil",
+    "think_item",
+    "true_critique",
+    "wanted",
+    "weather",
+    "wrong_plan",
 ]

@@ -31,14 +31,21 @@ def inputs(prompts: Sequence[str], pictures: Sequence[np.ndarray], encoder: Enco
     seen = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
     images = torch.from_numpy(np.concatenate(list(pictures)))
     return {
-        "input_ids": ids, "attention_mask": seen, "mm_token_type_ids": (ids == encoder.image).long(),
-        "pixel_values": pixel_values(images), "image_grid_thw": torch.tensor([[1, GRID, GRID]] * len(images)),
+        "input_ids": ids,
+        "attention_mask": seen,
+        "mm_token_type_ids": (ids == encoder.image).long(),
+        "pixel_values": pixel_values(images),
+        "image_grid_thw": torch.tensor([[1, GRID, GRID]] * len(images)),
     }
 
 
 @torch.no_grad()
 def generate(
-    model: Any, encoder: Encoder, prompts: Sequence[str], pictures: Sequence[np.ndarray], batch: int = 128,
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    pictures: Sequence[np.ndarray],
+    batch: int = 128,
     max_tokens: int = 112,
 ) -> list[str]:
     """Greedy answers, in order. Requests of similar length share a batch."""
@@ -118,8 +125,14 @@ def _look_tasks(
 
 
 def evaluate_model(
-    model: Any, encoder: Encoder, n: int = 1000, seed: int = 0, *, split: Split = "test",
-    skills: Sequence[str] = ("plan", "checklist", "answer", "critique"), families: Sequence[Family] = (),
+    model: Any,
+    encoder: Encoder,
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    split: Split = "test",
+    skills: Sequence[str] = ("plan", "checklist", "answer", "critique"),
+    families: Sequence[Family] = (),
     filter_image: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """`n` tasks per skill. With `families`, plans and checklists are drawn from these in turn."""
@@ -141,9 +154,7 @@ def evaluate_model(
         result[skill] = _rate(sum(good), n)
         result[f"{skill}_by_family"] = {k: _rate(sum(v), len(v)) for k, v in sorted(per.items())}
         if skill == "plan":
-            result["plan_in_the_same_words"] = _rate(
-                sum(b.answer == t for b, t in zip(asked, texts, strict=True)), n
-            )
+            result["plan_in_the_same_words"] = _rate(sum(b.answer == t for b, t in zip(asked, texts, strict=True)), n)
     if "answer" in skills or "critique" in skills:
         _, looks = _look_tasks(n, seed, split, filter_image)
     if "answer" in skills:
@@ -155,9 +166,7 @@ def evaluate_model(
         result["answer"] = _rate(sum(map(sum, table.values())), len(pairs))
         halves = [[ok for (_, a), v in table.items() if a == label for ok in v] for label in ("yes", "no")]
         result["answer"]["balanced"] = sum(sum(h) / max(len(h), 1) for h in halves) / 2
-        result["answer_by_dimension"] = {
-            f"{d}/{a}": _rate(sum(v), len(v)) for (d, a), v in sorted(table.items())
-        }
+        result["answer_by_dimension"] = {f"{d}/{a}": _rate(sum(v), len(v)) for (d, a), v in sorted(table.items())}
     if "critique" in skills:
         asked = [i.branches[-1] for i in looks]
         texts = generate(model, encoder, [b.prompt for b in asked], [i.images for i in looks])
@@ -165,10 +174,14 @@ def evaluate_model(
         finds = [finds_wrong_cell(b, t) for b, t in zip(asked, texts, strict=True)]
         only = [names_only_wrong_cells(b, t) for b, t in zip(asked, texts, strict=True)]
         cell = [same_cells(b, t) for b, t in zip(asked, texts, strict=True)]
-        same = [PROMPTS.parse_critique(b.answer).problem == PROMPTS.parse_critique(t).problem
-                for b, t in zip(asked, texts, strict=True)]
-        refined = [PROMPTS.parse_critique(b.answer).prompt == PROMPTS.parse_critique(t).prompt
-                   for b, t in zip(asked, texts, strict=True)]
+        same = [
+            PROMPTS.parse_critique(b.answer).problem == PROMPTS.parse_critique(t).problem
+            for b, t in zip(asked, texts, strict=True)
+        ]
+        refined = [
+            PROMPTS.parse_critique(b.answer).prompt == PROMPTS.parse_critique(t).prompt
+            for b, t in zip(asked, texts, strict=True)
+        ]
         result["critique"] = _rate(sum(c for c, b in zip(finds, bad, strict=True) if b), sum(bad))
         result["critique_names_only_wrong"] = _rate(sum(c for c, b in zip(only, bad, strict=True) if b), sum(bad))
         result["critique_names_exactly"] = _rate(sum(c for c, b in zip(cell, bad, strict=True) if b), sum(bad))

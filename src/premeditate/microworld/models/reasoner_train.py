@@ -53,8 +53,10 @@ def corpus(n: int = 6000) -> Iterator[str]:
     yield from ["yes", "no", "user\n", "assistant\n"] * 200
     for seed in range(n):
         task = sample_task(seed)
-        for branch in (*think_item(task, random.Random(seed), clean=True).branches,
-                       *look_item(task, random.Random(seed)).branches):
+        for branch in (
+            *think_item(task, random.Random(seed), clean=True).branches,
+            *look_item(task, random.Random(seed)).branches,
+        ):
             yield branch.prompt
             yield branch.answer
 
@@ -128,8 +130,10 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int, int
     guess = heads.cell(seen).float()
     *parts, sharp = guess.split((*FACTOR_SIZES, 1), dim=-1)
     clear = batch.sharp.float()
-    cell = sum((F.cross_entropy(p.transpose(1, 2), t, reduction="none") * clear).mean()
-               for p, t in zip(parts, factors(batch.codes), strict=True))
+    cell = sum(
+        (F.cross_entropy(p.transpose(1, 2), t, reduction="none") * clear).mean()
+        for p, t in zip(parts, factors(batch.codes), strict=True)
+    )
     # Cells that are not sharp are one in fifty.
     out["cells"] = cell + F.binary_cross_entropy_with_logits(sharp.squeeze(-1), clear, 1 + 9 * (1 - clear))
 
@@ -137,8 +141,10 @@ def batch_loss(fast: Fast, heads: Heads, batch: Batch, taps: tuple[int, int, int
         tokens = early[batch.ids == fast.model.config.image_token_id].reshape(rows, 2, CELLS, -1)[:, 1]
         source, edit = batch.codes.reshape(rows, 2, CELLS).unbind(1)
         out["cells"] = out["cells"] + F.binary_cross_entropy_with_logits(
-            heads.differs(tokens).squeeze(-1).float(), (source != edit).float(),
-            clear.reshape(rows, 2, CELLS)[:, 1], pos_weight=torch.tensor(3.0),
+            heads.differs(tokens).squeeze(-1).float(),
+            (source != edit).float(),
+            clear.reshape(rows, 2, CELLS)[:, 1],
+            pos_weight=torch.tensor(3.0),
         )
 
     if len(batch.shows):
@@ -176,8 +182,9 @@ class Trainer:
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         chosen = {id(p) for p in matrices}
         self.muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02)
-        self.adam = torch.optim.AdamW([p for p in self.live if id(p) not in chosen], lr=ADAM_RATE, betas=(0.9, 0.98),
-                                      weight_decay=0.0)
+        self.adam = torch.optim.AdamW(
+            [p for p in self.live if id(p) not in chosen], lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.average = Average(list(self.model.parameters()))
 
     def step(self, batches: tuple[Batch, ...], rate: float, aux: float) -> dict[str, float]:
@@ -208,8 +215,14 @@ class Trainer:
         return seen
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "heads": self.heads.state_dict(), "muon": self.muon.state_dict(),
-                "adam": self.adam.state_dict(), "mean": self.average.mean, "count": self.average.count}
+        return {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "mean": self.average.mean,
+            "count": self.average.count,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -222,9 +235,21 @@ class Trainer:
 
 
 def train_reasoner(
-    out: Path | str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0, resume: bool = False,
-    log: Callable[[str], None] | None = print, every: float = 240.0, look: int = 384, base_at: float = 0.11,
-    decay: float = 0.4, threads: int = 1, texts: int = 6000, vae: Path | None = SHIPPED, **size: int,
+    out: Path | str,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    log: Callable[[str], None] | None = print,
+    every: float = 240.0,
+    look: int = 384,
+    base_at: float = 0.11,
+    decay: float = 0.4,
+    threads: int = 1,
+    texts: int = 6000,
+    vae: Path | None = SHIPPED,
+    **size: int,
 ) -> Path:
     """Trains a reasoner into the folder `out` and returns it; the unfinished twin goes to `out` + "-base".
 
@@ -260,8 +285,12 @@ def train_reasoner(
         source.rng.seed(f"reasoner/{seed}/{clock.step}")
     else:
         save_folder(out, trainer.model, tokenizer)
-    record.write(event="resume" if resume else "start", step=clock.step, tokens=len(tokenizer),
-                 parameters=sum(p.numel() for p in trainer.model.parameters()))
+    record.write(
+        event="resume" if resume else "start",
+        step=clock.step,
+        tokens=len(tokenizer),
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
+    )
     look_seed, mean = 900, {"words": 0.0, "cells": 0.0, "marks": 0.0}
     based = resume and bool(state["based"])
     next_look = clock.spent + every
@@ -283,19 +312,36 @@ def train_reasoner(
             seen = evaluate_model(trainer.model, encoder, look, look_seed, families=TRAINED)
             source.adapt(seen["plan_by_family"])
             weak = {k.split("/")[1]: round(v["rate"], 2) for k, v in seen["plan_by_family"].items() if v["rate"] < 0.7}
-            record.write(event="look", step=clock.step, seconds=round(clock.spent, 1),
-                         plan=seen["plan"]["rate"], checklist=seen["checklist"]["rate"],
-                         answer=seen["answer"]["balanced"], critique=seen["critique"]["rate"],
-                         accepts=seen["critique_accepts_good"]["rate"], refined=seen["critique_refined_prompt"]["rate"],
-                         weak=weak, dims={k: round(v["rate"], 3) for k, v in seen["answer_by_dimension"].items()})
+            record.write(
+                event="look",
+                step=clock.step,
+                seconds=round(clock.spent, 1),
+                plan=seen["plan"]["rate"],
+                checklist=seen["checklist"]["rate"],
+                answer=seen["answer"]["balanced"],
+                critique=seen["critique"]["rate"],
+                accepts=seen["critique_accepts_good"]["rate"],
+                refined=seen["critique_refined_prompt"]["rate"],
+                weak=weak,
+                dims={k: round(v["rate"], 3) for k, v in seen["answer_by_dimension"].items()},
+            )
             save_folder(out, trainer.model, tokenizer)
             if turns_base and not ends:
                 based = True
                 save_folder(out.with_name(out.name + "-base"), trainer.model, tokenizer)
             trainer.average.swap()
             trainer.model.train()
-            save_checkpoint(file, {"trainer": trainer.state(), "step": clock.step, "spent": clock.spent,
-                                   "seed": source.seed, "hard": source.hard, "based": based})
+            save_checkpoint(
+                file,
+                {
+                    "trainer": trainer.state(),
+                    "step": clock.step,
+                    "spent": clock.spent,
+                    "seed": source.seed,
+                    "hard": source.hard,
+                    "based": based,
+                },
+            )
             clock.pause()
     return out
 
