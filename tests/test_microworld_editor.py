@@ -167,7 +167,9 @@ def test_one_command_makes_both_folders_and_resumes(tmp_path: Path) -> None:
 def test_wilson_interval() -> None:
     low, high = wilson(90, 100)
     assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)  # Wilson 1927, e.g. any statistics package
-    assert wilson(0, 0) == (0.0, 1.0) and wilson(5, 5)[1] == 1.0
+    assert wilson(5, 5)[1] == 1.0
+    with pytest.raises(ValueError, match="no interval"):  # nothing measured is not a share
+        wilson(0, 0)
 
 
 def test_exact_demands_the_right_scene_sharply() -> None:
