@@ -1,4 +1,4 @@
-"""Small helpers that both trainings share: schedule, clock, averaged weights, logs, checkpoints, intervals."""
+"""Small helpers that both trainings share: schedule, clock, averaged weights, logs, checkpoints."""
 
 from __future__ import annotations
 

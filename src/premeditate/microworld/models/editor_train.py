@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from premeditate.microworld.models.common import load_checkpoint, save_checkpoint
 from premeditate.microworld.models.editor_build import MAX_TOKENS, EditorParts, build_editor, save_editor
 from premeditate.microworld.models.editor_data import binding
 from premeditate.microworld.models.editor_latents import Pool, attributes, cell_table, encode_codes
@@ -219,15 +220,6 @@ class Trainer:
         self.pool.next, self.step, self.seconds = state["next"], state["step"], state["seconds"]
 
 
-def _write(path: Path, state: dict[str, Any]) -> None:
-    """Saves a checkpoint so that a crash leaves the old one."""
-    import torch
-
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
 def _base_row(journal: Path) -> dict[str, Any]:
     """The log row that says when the base was saved."""
     rows = (json.loads(line) for line in journal.read_text().splitlines() if line.startswith("{"))
@@ -294,7 +286,7 @@ def train_editor(
     vae = _autoencoder(work, recipe, seed, note)
     trainer = Trainer(build_editor(vae, seed), recipe, seed)
     if resume and checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
+        trainer.restore(load_checkpoint(checkpoint))
         note({"part": "editor", "step": trainer.step, "resumed": True})
     watched = {name: suite(name, watch * (2 if name == "single" else 1)) for name in ("single", "two", "description")}
     pipe = trainer.averaged().pipeline()
@@ -337,9 +329,9 @@ def train_editor(
             evaluate(done)
         if trainer.seconds - saved > 120:
             saved = trainer.seconds
-            _write(checkpoint, trainer.state())
+            save_checkpoint(checkpoint, trainer.state())
             save_editor(trainer.averaged(), work / "latest")
-    _write(checkpoint, trainer.state())
+    save_checkpoint(checkpoint, trainer.state())
     size = save_editor(trainer.averaged(), out)
     final: dict[str, Any] = {}
     for name, folder in (("editor", out), ("editor-base", base)):
