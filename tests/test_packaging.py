@@ -125,7 +125,7 @@ FLOORS = [
     {"files"},
     {"trace", "images"},
     {"eventlog"},
-    {"store", "prompts", "local"},
+    {"store", "prompts", "local", "remote"},
     {"editors", "reasoners", "datasets"},
     {"rewards"},
     {"presets"},

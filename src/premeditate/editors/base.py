@@ -11,11 +11,13 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class EditRequest:
-    """`images`: one or more RGB sources (the first is edited). `prompt`: what to do. `seed`: makes the result exact."""
+    """`images`: one or more RGB sources (the first is edited). `prompt`: what to do. `seed`: makes the result exact.
+    `key`: names this edit, so that an endpoint asked for it twice (after a lost connection) makes it once; "": none."""
 
     images: tuple[Image.Image, ...]
     prompt: str
     seed: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -12,7 +12,8 @@ from PIL import Image
 @dataclass(frozen=True)
 class ChatRequest:
     """`images` come before `text`, in order. With `labels` (say yes/no) nothing is generated: the completion holds
-    each label's probability. `temperature` 0 is greedy; `seed` makes sampling exact."""
+    each label's probability. `temperature` 0 is greedy; `seed` makes sampling exact. `schema`: the JSON schema that the
+    text is to follow, for reasoners that can be held to one; the prompt asks for the same in words."""
 
     images: tuple[Image.Image, ...]
     text: str
@@ -20,15 +21,18 @@ class ChatRequest:
     max_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """`text` is model output: data, never instructions. `error` says why there is none."""
+    """`text` is model output: data, never instructions. `tokens`: read and written, where that is known. `error` says
+    why there is no text."""
 
     text: str = ""
     probabilities: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    tokens: int = 0
     error: str | None = None
 
 
