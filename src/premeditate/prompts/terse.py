@@ -5,14 +5,18 @@ checklist  "checklist : INSTRUCTION"                   -> "follow : Q ? Q ? keep
 answer     "answer : QUESTION"                         -> "yes" | "no"
 critique   "critique : INSTRUCTION | prompt : LAST"    -> "PROBLEM | semantic 3 | quality 10 | prompt : STEP then STEP"
            where PROBLEM is "good" or says what is wrong, and "last : " instead of "prompt : " edits the last result.
+
+Its models were trained on one round at a time and always score: they are shown no history, and a critic that decides
+says the same words as any other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from premeditate.prompts.base import clean
+from premeditate.prompts.base import Rounds, clean
 from premeditate.trace import Checklist, ChecklistItem, Critique, Plan
 
 JOIN = " then "
@@ -37,6 +41,7 @@ def split_steps(text: str) -> tuple[str, ...]:
 class Terse:
     name = "terse"
     max_tokens = 96
+    schemas: Mapping[str, Mapping[str, Any]] = {}
 
     def plan(self, instruction: str) -> str:
         return f"plan : {instruction}"
@@ -80,10 +85,10 @@ class Terse:
     def answer(self, question: str) -> str:
         return f"answer : {question.rstrip('?').strip()} ?"
 
-    def critique(self, instruction: str, last: Sequence[str]) -> str:
+    def critique(self, instruction: str, last: Sequence[str], *, history: Rounds = (), decides: bool = False) -> str:
         return f"critique : {instruction} | prompt : {JOIN.join(last)}"
 
-    def parse_critique(self, text: str) -> Critique:
+    def parse_critique(self, text: str, *, decides: bool = False) -> Critique:
         text = clean(text)
         found = _CRITIQUE.fullmatch(" ".join(text.split())) if len(text) <= LIMIT else None
         prompt = split_steps(found["prompt"]) if found else ()
