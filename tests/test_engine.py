@@ -17,7 +17,8 @@ from micro_fakes import Oracle, RuleEditor, strip, to_task
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.engine.batching import Batcher
 from premeditate.engine.memory import MemoryStore
-from premeditate.engine.runner import Engine, Limits, derive
+from premeditate.engine.runner import Engine, Limits
+from premeditate.engine.walk import derive
 from premeditate.engine.strategies import Settings
 from premeditate.microworld.checker import decode, is_exact
 from premeditate.microworld.render import render

@@ -140,7 +140,44 @@ def test_a_verified_chain_ends_the_others_before_their_next_round() -> None:
     for name in ("reflect", "think-while-edit"):
         assert act(name, others=won) == s.MakeEdits((JOINED,))
         assert act(name, round_(), others=won) == s.Judge(0)
-        assert act(name, round_(verdict=FAIL), others=won) == s.Stop("another chain is verified")
+        assert act(name, round_(verdict=FAIL), others=won) == s.Critique(0)  # it does not wait to know
+        assert act(name, round_(verdict=FAIL, critique=BETTER), others=won) == s.Stop("another chain is verified")
+
+
+def test_a_chain_waits_for_the_others_only_between_rounds() -> None:
+    begun, judged = Chain(plan=PLAN, rounds=(round_(),)), Chain(plan=PLAN, rounds=(round_(verdict=FAIL),))
+    failed, ahead = Chain(stopped="the editor failed"), Chain(rounds=(round_(verdict=FAIL), round_(verdict=PASS)))
+    here = round_(verdict=FAIL, critique=BETTER)
+    for name in ("reflect", "think-while-edit"):
+        assert act(name, round_(verdict=FAIL), others=(begun,)) == s.Critique(0)
+        assert act(name, here, others=(judged, begun)) == s.Wait()
+        assert act(name, here, others=(begun,), judged=False) != s.Wait()
+        assert act(f"best-of-n+{name}", here, others=(begun,)) == act(name, here)
+        # What another chain reached in a later round is not known here: a faster one must not change the outcome.
+        assert act(name, here, others=(judged, failed, ahead)) == act(name, here)
+
+
+def test_best_of_n_runs_every_chain_to_its_end() -> None:
+    won = (Chain(plan=PLAN, rounds=(round_(verdict=PASS),), stopped="verified"),)
+    assert act("best-of-n", plan=None, others=won) == s.WritePlan()
+    assert act("best-of-n", round_(verdict=FAIL), others=won) == s.Stop("the strategy makes one edit")
+    assert isinstance(act("best-of-n+reflect", round_(verdict=FAIL, critique=BETTER), others=won), s.MakeEdits)
+
+
+def test_the_expert_decides_whatever_the_verifier_says() -> None:
+    decided = Critique(status="scored", satisfied=True, prompt=("p",))
+    assert act("expert", round_(verdict=PASS)) == s.Critique(0)
+    assert act("expert", round_(verdict=FAIL, critique=decided)) == s.Stop("the critic is satisfied")
+    assert act("expert", round_(verdict=PASS, critique=BETTER)) == s.MakeEdits(("add a puddle",), "last")
+    assert act("expert", round_(verdict=FAIL, critique=NO_CRITIC)) == s.MakeEdits(("p",), "original")
+
+
+def test_the_first_edit_and_what_later_ones_start_from_can_be_set() -> None:
+    assert act("think-while-edit", plan=None, first="instruction") == s.MakeEdits(("melt the ice",))
+    here = round_(JOINED, FAIL, BETTER)
+    assert act("think-while-edit", here, refine="last") == s.MakeEdits(("add a puddle",), "last")
+    # A repair alone would not do from the original: it also needs what was done before.
+    assert act("think-while-edit", here, refine="original") == s.MakeEdits((f"{JOINED} then add a puddle",))
 
 
 def test_a_stopped_chain_does_nothing() -> None:
@@ -148,14 +185,15 @@ def test_a_stopped_chain_does_nothing() -> None:
         assert next_action(trace(Chain(stopped="verified")), 0, Settings(strategy=name)) is None
 
 
-@pytest.mark.parametrize("options", [{"strategy": "wish"}, {"max_rounds": 0}, {"chains": 0}, {"chains": 65},
-                                     {"seed": -1}, {"temperature": 3}])  # fmt: skip
+@pytest.mark.parametrize("options", [{"strategy": "wish"}, {"strategy": "best-of-n+"}, {"strategy": "best-of-n+wish"},
+                                     {"first": "wish"}, {"refine": "wish"}, {"max_rounds": 0}, {"chains": 0},
+                                     {"chains": 65}, {"seed": -1}, {"temperature": 3}])  # fmt: skip
 def test_settings_say_what_is_allowed(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"use one of: direct, plan|give a value from"):
+    with pytest.raises(ValueError, match=r"use one of: |give a value from"):
         Settings(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", list(s.STRATEGIES))
+@pytest.mark.parametrize("name", [*s.STRATEGIES, "best-of-n", "best-of-n+reflect"])
 def test_every_strategy_ends_whatever_the_models_say(name: str) -> None:
     """Random outcomes: at most max_rounds rounds, every decision repeatable, and a last word from Stop."""
     rng = random.Random(0)

@@ -193,7 +193,7 @@ def test_records_cannot_be_changed_or_extended() -> None:
     [
         (ImageRef, {"sha256": "../../etc/passwd", "width": 1, "height": 1}),
         (ImageRef, {"sha256": "a" * 64, "width": 0, "height": 1}),
-        (Task, {"id": "x", "images": (), "instruction": "go"}),
+        (Task, {"id": "x", "instruction": "go"}),
         (ChecklistItem, {"question": "?", "dimension": "beauty"}),
         (Answer, {"item": {"question": "?", "dimension": "keep"}, "status": "scored", "p_yes": 1.5}),
         (Critique, {"status": "guessed"}),

@@ -20,8 +20,9 @@ from PIL import Image
 
 from premeditate import images
 from premeditate.engine.memory import MemoryStore, Store
-from premeditate.engine.runner import Engine, Limits, OnEvent
+from premeditate.engine.runner import Engine, Limits
 from premeditate.engine.strategies import Settings
+from premeditate.engine.walk import OnEvent
 from premeditate.errors import ImageError, ModelError, PremeditateError, check_instruction
 from premeditate.rewards.base import Verifier
 from premeditate.rewards.checklist import ChecklistVerifier

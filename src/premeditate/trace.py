@@ -31,10 +31,11 @@ class ImageRef(Record):
 
 
 class Task(Record):
-    """What is asked for: source image(s) and an instruction. `meta` carries a dataset's own columns."""
+    """What is asked for: source image(s) and an instruction. `meta` carries a dataset's own columns. A task whose
+    pictures could not be read has none, and `meta["problem"]` says why: its trace fails with that."""
 
     id: str
-    images: tuple[ImageRef, ...] = Field(min_length=1)
+    images: tuple[ImageRef, ...]
     instruction: str
     meta: dict[str, Any] = {}
 
@@ -52,6 +53,7 @@ class Checklist(Record):
     raw: str = ""
     author: str = ""
     seconds: float = 0.0
+    tokens: int = 0
 
 
 class Plan(Record):
@@ -63,6 +65,7 @@ class Plan(Record):
     raw: str = ""
     author: str = ""
     seconds: float = 0.0
+    tokens: int = 0
 
 
 class Answer(Record):
@@ -84,6 +87,7 @@ class Verdict(Record):
     verifier: str = ""
     reason: str = ""
     seconds: float = 0.0
+    tokens: int = 0
 
     @property
     def passed(self) -> bool:
@@ -111,6 +115,7 @@ class Critique(Record):
     raw: str = ""
     author: str = ""
     seconds: float = 0.0
+    tokens: int = 0
 
 
 class Edit(Record):
@@ -292,6 +297,15 @@ class Trace(Record):
     @property
     def verified(self) -> bool:
         return self.selection is not None and self.selection.verified
+
+    @property
+    def status(self) -> Literal["verified", "unverified", "failed", "unfinished"]:
+        """How the task ended; "failed": there is no edit, or the work broke off with an error."""
+        if not self.finished:
+            return "unfinished"
+        if self.selection is None or self.error:
+            return "failed"
+        return "verified" if self.verified else "unverified"
 
     @property
     def chosen(self) -> Round | None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from premeditate.api import load_parts
 from premeditate.engine.memory import MemoryStore, Store
-from premeditate.engine.runner import Engine, Limits, OnEvent
+from premeditate.engine.runner import Engine, Limits
 from premeditate.engine.strategies import Settings
+from premeditate.engine.walk import OnEvent
 from premeditate.microworld.checker import NotAScene, answer, decode, is_exact
 from premeditate.microworld.render import render
 from premeditate.microworld.tasks import MicroTask, Split, sample_tasks

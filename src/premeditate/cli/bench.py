@@ -11,7 +11,7 @@ from premeditate.cli.edit import Strategy
 from premeditate.cli.guard import guarded
 
 if TYPE_CHECKING:
-    from premeditate.engine.runner import OnEvent
+    from premeditate.engine.walk import OnEvent
     from premeditate.trace import Event, Trace
 
 app = typer.Typer(help="Measure success on a benchmark.", no_args_is_help=True, rich_markup_mode=None)

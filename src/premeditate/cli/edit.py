@@ -15,7 +15,7 @@ from premeditate.errors import ExitCode, ModelError, PremeditateError
 
 if TYPE_CHECKING:
     from premeditate.api import Result
-    from premeditate.engine.runner import OnEvent
+    from premeditate.engine.walk import OnEvent
     from premeditate.store import RunStore
     from premeditate.trace import Trace
 

@@ -1,19 +1,45 @@
-"""Dynamic batching: single requests of many tasks, gathered into batches for one model."""
+"""Desks: where single requests of many tasks are handed in to one model. A `Batcher` gathers them into batches, for a
+model in this process; a `Direct` passes each one on, to a model that does many calls at a time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+
+Asked = TypeVar("Asked", contravariant=True)
+Given = TypeVar("Given", covariant=True)
 
 _SETTLE = 64
 
 
 class BatchError(RuntimeError):
     """The model did not return one answer per request."""
+
+
+class Desk(Protocol[Asked, Given]):
+    async def submit(self, request: Asked, group: Hashable = None) -> Given: ...
+    async def close(self) -> None: ...
+
+
+class Direct(Generic[Request, Answer]):
+    """Passes every request on by itself; the model behind it decides how many run at a time."""
+
+    def __init__(self, call: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]]) -> None:
+        self._call = call
+
+    async def submit(self, request: Request, group: Hashable = None) -> Answer:
+        """The answer to one request. Raises what the model raises."""
+        answers = await self._call([request])
+        if len(answers) != 1:
+            raise BatchError(f"{len(answers)} answers came back for 1 request")
+        return answers[0]
+
+    async def close(self) -> None:
+        """Nothing waits here."""
 
 
 class Batcher(Generic[Request, Answer]):
@@ -35,7 +61,10 @@ class Batcher(Generic[Request, Answer]):
             raise ValueError(f"a batch holds at least 1 request, not {size}")
         self.calls = 0
         """Batches sent so far."""
-        self._call, self._size, self._key = call, size, key
+        self.running = self.done = self.failed = 0
+        """Requests in the batch that runs; answered; and failed."""
+        self.size = size
+        self._call, self._key = call, key
         self._waiting: dict[Hashable, list[tuple[Request, asyncio.Future[Answer]]]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +86,9 @@ class Batcher(Generic[Request, Answer]):
                 future.cancel()
         self._waiting.clear()
 
-    def _count(self) -> int:
+    @property
+    def waiting(self) -> int:
+        """Requests that no batch holds yet."""
         return sum(map(len, self._waiting.values()))
 
     async def _drain(self) -> None:
@@ -65,12 +96,12 @@ class Batcher(Generic[Request, Answer]):
             # Let every coroutine that is ready to ask do so before the batch is cut.
             before = -1
             for _ in range(_SETTLE):
-                if before == (before := self._count()):
+                if before == (before := self.waiting):
                     break
                 await asyncio.sleep(0)
             key = max(self._waiting, key=lambda k: len(self._waiting[k]))
             group = self._waiting.pop(key)
-            batch, rest = group[: self._size], group[self._size :]
+            batch, rest = group[: self.size], group[self.size :]
             if rest:
                 self._waiting[key] = rest
             batch = [entry for entry in batch if not entry[1].done()]
@@ -79,6 +110,7 @@ class Batcher(Generic[Request, Answer]):
 
     async def _run(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
         self.calls += 1
+        self.running = len(batch)
         try:
             answers = list(await self._call([request for request, _ in batch]))
             if len(answers) != len(batch):
@@ -91,9 +123,14 @@ class Batcher(Generic[Request, Answer]):
             if len(batch) > 1:
                 for entry in batch:
                     await self._run([entry])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
+            else:
+                self.failed += 1
+                if not batch[0][1].done():
+                    batch[0][1].set_exception(error)
             return
+        finally:
+            self.running = 0
+        self.done += len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():
                 future.set_result(answer)

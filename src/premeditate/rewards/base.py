@@ -37,7 +37,7 @@ class Verifier(Protocol):
 _WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
 
 
-def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0) -> Verdict:
+def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0, tokens: int = 0) -> Verdict:
     """Puts answers together. A dimension's score is its share of yes, absent unless all of its items were scored; the
     verdict is "scored" only if every answer is."""
     if not answers:
@@ -52,4 +52,4 @@ def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0) -
     reason = "" if not missing else (f"{len(missing)} of {len(answers)} questions without an answer"
                                      f" ({missing[0].evidence or missing[0].status})")  # fmt: skip
     return Verdict(status=status, answers=tuple(answers), scores=scores, verifier=verifier, reason=reason,
-                   seconds=seconds)  # fmt: skip
+                   seconds=seconds, tokens=tokens)  # fmt: skip

@@ -34,6 +34,7 @@ class ChecklistVerifier:
         self.prompts = get(reasoner.prompts)
         self.name = f"checklist ({reasoner.name})"
         self.max_batch: int | None = getattr(reasoner, "max_batch", None)
+        self.concurrent = bool(getattr(reasoner, "concurrent", False))
 
     def wants_checklist(self, task: Task) -> bool:
         return True
@@ -60,8 +61,9 @@ class ChecklistVerifier:
         if checklist.status != "scored" or not checklist.items:
             status: Status = "unparsable" if checklist.status == "scored" else checklist.status
             return Verdict(status=status, verifier=self.name, reason=f"the checklist is {status}", seconds=seconds)
-        answers = [read_answer(item, next(completions)) for item in checklist.items]
-        return verdict_of(answers, self.name, seconds)
+        said = [next(completions) for _ in checklist.items]
+        answers = [read_answer(item, done) for item, done in zip(checklist.items, said, strict=True)]
+        return verdict_of(answers, self.name, seconds, sum(done.tokens for done in said))
 
 
 def read_answer(item: ChecklistItem, completion: Completion) -> Answer:

@@ -16,25 +16,29 @@ if TYPE_CHECKING:
 
 @dataclass
 class Clock:
-    """Progress of a run that is bounded by `seconds`, by `steps`, or by whichever ends first. Survives a resume."""
+    """Progress of a run that is bounded by `seconds`, by `steps`, or by whichever ends first. Survives a resume.
+
+    Seconds are the process's CPU time over `threads`: what else the machine does makes a run longer, not worse.
+    """
 
     seconds: float | None = None
     steps: int | None = None
     step: int = 0
     spent: float = 0.0
-    _mark: float = field(default_factory=time.perf_counter)
+    threads: int = 1
+    _mark: float = field(default_factory=time.process_time)
 
     def __post_init__(self) -> None:
         if self.seconds is None and self.steps is None:
             raise ValueError("say how long to train: seconds=... or steps=...")
 
     def tick(self) -> None:
-        now = time.perf_counter()
-        self.step, self.spent, self._mark = self.step + 1, self.spent + now - self._mark, now
+        now = time.process_time()
+        self.step, self.spent, self._mark = self.step + 1, self.spent + (now - self._mark) / self.threads, now
 
     def pause(self) -> None:
         """Leaves what happened since the last tick (an evaluation, say) out of the time spent."""
-        self._mark = time.perf_counter()
+        self._mark = time.process_time()
 
     @property
     def progress(self) -> float:

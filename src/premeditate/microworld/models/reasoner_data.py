@@ -202,10 +202,18 @@ def wrong_plan(task: MicroTask, rng: random.Random) -> tuple[Step, ...] | None:
     return None if reached == task.target or reached == task.source else steps
 
 
-def draw_edit(task: MicroTask, rng: random.Random, misled: float = 0.25) -> tuple[Picture, tuple[str, ...]]:
+def draw_edit(
+    task: MicroTask, rng: random.Random, misled: float = 0.25, own: tuple[str, ...] | None = None
+) -> tuple[Picture, tuple[str, ...]]:
     """An edit of the task, good or bad, and the prompt that it came from. `misled`: the share of edits that follow a
-    wrong plan; of the rest, two in five are good."""
+    wrong plan; of the rest, two in five are good. `own`: the edit follows these steps, nearly always to the letter."""
     last, picture, u = task.plan, Picture(list(task.target.codes)), rng.random()
+    if own is not None:
+        followed = execute(task.source, parse_plan(" then ".join(own)))
+        picture.codes[:] = followed.codes
+        if u < 0.1:
+            (corrupt if u < 0.05 else spoil)(picture, task.source, followed, rng)
+        return picture, own
     u = 1.0 if u < misled else 0.75 * (u - misled) / (1 - misled)
     if u >= 0.75:
         for _ in range(8):
@@ -313,9 +321,11 @@ def look_item(
     filter_image: Callable[[np.ndarray], np.ndarray] | None = None,
     dimensions: Sequence[str] = ("follow", "keep", "keep", "quality"),
     misled: float = 0.25,
+    own: tuple[str, ...] | None = None,
 ) -> Item:
-    """Source and edit with answer questions and a critique. `filter_image`: say a VAE round trip of the edit."""
-    picture, last = draw_edit(task, rng, misled)
+    """Source and edit with answer questions and a critique. `filter_image`: say a VAE round trip of the edit. `misled`
+    and `own`: see `draw_edit`."""
+    picture, last = draw_edit(task, rng, misled, own)
     edit = weather(picture.pixels(), rng)
     if filter_image is not None:
         edit = filter_image(edit)

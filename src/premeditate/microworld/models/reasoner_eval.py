@@ -47,14 +47,16 @@ def generate(
     pictures: Sequence[np.ndarray],
     batch: int = 128,
     max_tokens: int = 112,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Greedy answers, in order. Requests of similar length share a batch."""
+    """Greedy answers (above `temperature` 0 sampled ones), in order. Requests of similar length share a batch."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].split()))
     out = [""] * len(prompts)
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         given = inputs([prompts[i] for i in part], [pictures[i] for i in part], encoder)
-        ids = model.generate(**given, max_new_tokens=max_tokens, do_sample=False)[:, given["input_ids"].shape[1] :]
+        ids = model.generate(**given, max_new_tokens=max_tokens, **sampling)[:, given["input_ids"].shape[1] :]
         for i, text in zip(part, encoder.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             out[i] = text.strip()
     return out

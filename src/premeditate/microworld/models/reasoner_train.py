@@ -7,6 +7,7 @@ for the matrices; families drawn more often the worse they go. bf16 copies of fp
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from premeditate.microworld.models.reasoner_build import build_model, build_toke
 from premeditate.microworld.models.reasoner_data import PROMPTS, Item, look_item, think_item
 from premeditate.microworld.models.reasoner_eval import evaluate_model
 from premeditate.microworld.models.reasoner_fast import Fast
+from premeditate.microworld.models.reasoner_own import OwnPlans
 from premeditate.microworld.models.reasoner_vae import SHIPPED, round_trip
 from premeditate.microworld.scene import CELLS
 from premeditate.microworld.tasks import TEST_SEEDS, sample_task
@@ -43,6 +45,12 @@ DIMENSIONS = ("follow", "keep", "keep", "quality", "quality")
 """What answer questions are drawn from: quality has one wording, keep is the hardest."""
 MISLED = 0.4
 """The share of edits that follow a wrong plan: the hardest to criticise, so more than in the evaluation."""
+SECOND = (36, 48, 2)
+"""The second course's mixture: it starts from a reasoner and adds its own mistakes (`reasoner_own`)."""
+OWN, FRESH = 0.4, 1536
+"""Second course: the share of sequences drawn from its own mistakes; tasks planned anew at each evaluation."""
+SECOND_RATE = 0.4
+"""Second course: its peak learning rate against the first one's."""
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 MARK = 1 + sum(FACTOR_SIZES)
 VOCABULARY = 1024
@@ -84,6 +92,7 @@ class Source:
         self.base = [0.5 / len(TRAINED) + 0.5 / len(KINDS) / count[f.kind] for f in TRAINED]
         self.hard = [1.0] * len(TRAINED)
         self.queue: list[tuple[Batch, Batch]] = []
+        self.own: OwnPlans | None = None
         self.filter = None if vae is None else round_trip(vae, random.Random(f"vae/{seed}"))
 
     def adapt(self, rates: dict[str, dict[str, Any]]) -> None:
@@ -107,11 +116,17 @@ class Source:
     def next(self, progress: float) -> tuple[Batch, Batch]:
         if not self.queue:
             think, look, questions = next(m[1:] for m in reversed(MIXTURES) if progress >= m[0])
-            thinks = [think_item(t, self.rng) for t in self._tasks(think * POOL, True)]
+            if self.own is not None:
+                think, look, questions = SECOND
+            own = (0, 0) if self.own is None else (round(OWN * think * POOL), round(OWN * look * POOL))
+            thinks = [think_item(t, self.rng) for t in self._tasks(think * POOL - own[0], True)]
             looks = [
                 look_item(t, self.rng, self.filter, self.rng.choices(DIMENSIONS, k=questions), MISLED)
-                for t in self._tasks(look * POOL, False)
+                for t in self._tasks(look * POOL - own[1], False)
             ]
+            if self.own is not None:
+                thinks += self.own.thinks(own[0])
+                looks += self.own.looks(own[1], filter_image=self.filter, dimensions=DIMENSIONS[:questions])
             self.queue = list(zip(self._batches(thinks, think), self._batches(looks, look), strict=True))
         return self.queue.pop()
 
@@ -174,8 +189,6 @@ class Trainer:
         self.layers = self.model.config.text_config.num_hidden_layers
         self.heads = Heads(self.model.config.text_config.hidden_size)
         self.live = [*self.model.parameters(), *self.heads.parameters()]
-        import copy
-
         self.shadow, self.shadow_heads = copy.deepcopy(self.model).bfloat16(), copy.deepcopy(self.heads).bfloat16()
         self.low = [*self.shadow.parameters(), *self.shadow_heads.parameters()]
         self.fast = Fast(self.shadow)
@@ -214,6 +227,12 @@ class Trainer:
         self.average.update()
         return seen
 
+    @torch.no_grad()
+    def begin_with(self, model: Any) -> None:
+        """Takes over the weights of a finished reasoner; the throw-away heads start anew."""
+        torch._foreach_copy_(list(self.model.parameters()), list(model.parameters()))
+        torch._foreach_copy_(self.average.mean, list(model.parameters()))
+
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
@@ -248,6 +267,7 @@ def train_reasoner(
     decay: float = 0.4,
     threads: int = 1,
     texts: int = 6000,
+    start: Path | str | None = None,
     vae: Path | None = SHIPPED,
     **size: int,
 ) -> Path:
@@ -255,13 +275,14 @@ def train_reasoner(
 
     Bounded by `seconds` of training (evaluations not counted) or by `steps`. Every `every` seconds it is evaluated on
     `look` held-out tasks and checkpointed to `out`/checkpoint.pt, from which `resume` goes on. The base is the average
-    at `base_at` of the way, in the constant phase. `vae`: the autoencoder that some edits go through (default: the
+    at `base_at` of the way, in the constant phase. `start`: a second course for the reasoner in that folder, with its
+    own mistakes among the lessons; it has no base. `vae`: the autoencoder that some edits go through (default: the
     shipped editor's, where there is one). Raises ValueError for neither seconds nor steps, or nothing to
     resume.
     """
     out = Path(out)
     torch.set_num_threads(threads)
-    clock = Clock(seconds=seconds, steps=steps)
+    clock = Clock(seconds=seconds, steps=steps, threads=threads)
     file = out / "checkpoint.pt"
     if resume and not file.exists():
         raise ValueError(f"nothing to resume in {out}: leave out --resume to start")
@@ -269,14 +290,17 @@ def train_reasoner(
         for old in (file, out / "log.jsonl"):
             old.unlink(missing_ok=True)
     record = Log(out / "log.jsonl", log)
-    if resume:
-        tokenizer = load_folder(out)[1]
+    if resume or start is not None:
+        tokenizer = load_folder(out if resume else Path(start or out))[1]
     else:
         tokenizer = build_tokenizer(corpus(texts), VOCABULARY)
     encoder = Encoder(tokenizer)
     if vae == SHIPPED and not SHIPPED.exists():
         vae = None
     trainer, source = Trainer(tokenizer, seed, **size), Source(encoder, seed, vae)
+    if start is not None:
+        source.own = OwnPlans(seed)
+        trainer.begin_with(load_folder(Path(start))[0])
     if resume:
         state = load_checkpoint(file)
         trainer.load(state["trainer"])
@@ -291,13 +315,26 @@ def train_reasoner(
         tokens=len(tokenizer),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
     )
+
+    def refill() -> None:
+        assert source.own is not None
+        weights = [b * h for b, h in zip(source.base, source.hard, strict=True)]
+        right = source.own.refill(trainer.model, encoder, TRAINED, weights, FRESH)
+        record.write(event="own", step=clock.step, plan=right, wrong=len(source.own.wrong), hard=len(source.own.hard))
+        clock.pause()
+
     look_seed, mean = 900, {"words": 0.0, "cells": 0.0, "marks": 0.0}
-    based = resume and bool(state["based"])
+    based = start is not None or (resume and bool(state["based"]))
     next_look = clock.spent + every
+    if source.own is not None:
+        source.seed += TEST_SEEDS // 3  # scenes that the first course has not shown
     clock.pause()
     while clock.progress < 1:
-        rate = warmup_stable_decay(clock.progress, decay=decay)
-        aux = 1.0 if clock.progress < 0.5 else 0.4
+        if source.own is not None and not source.own.hard:
+            refill()
+        rate = warmup_stable_decay(clock.progress, decay=decay if source.own is None else 0.8)
+        rate *= 1.0 if source.own is None else SECOND_RATE
+        aux = 1.0 if clock.progress < 0.5 and source.own is None else 0.4
         for key, value in trainer.step(source.next(clock.progress), rate, aux).items():
             mean[key] = value if clock.step == 0 else 0.98 * mean[key] + 0.02 * value
         clock.tick()
@@ -311,6 +348,8 @@ def train_reasoner(
             trainer.model.eval()
             seen = evaluate_model(trainer.model, encoder, look, look_seed, families=TRAINED)
             source.adapt(seen["plan_by_family"])
+            if source.own is not None and not ends:
+                refill()
             weak = {k.split("/")[1]: round(v["rate"], 2) for k, v in seen["plan_by_family"].items() if v["rate"] < 0.7}
             record.write(
                 event="look",
