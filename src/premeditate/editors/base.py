@@ -33,6 +33,6 @@ class EditResult:
 class Editor(Protocol):
     """Anything that edits. A request that fails becomes a result with `error`; the others of its batch go on."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     async def edit(self, requests: Sequence[EditRequest]) -> Sequence[EditResult]: ...

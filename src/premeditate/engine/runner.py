@@ -76,8 +76,6 @@ class Engine:
         self.budget = budget or Budget()
         self.meter = Meter(self.budget)
         self.prompts = get(self.reasoner.prompts)
-        self.record = {**asdict(self.settings), "editor": self.editor.name, "reasoner": self.reasoner.name,
-                       "verifier": verifier.name if verifier else None, "prompts": self.prompts.name}  # fmt: skip
         self._desks: Desks | None = None
 
     async def run(self, tasks: Iterable[Task]) -> list[Trace]:
@@ -124,6 +122,13 @@ class Engine:
                 for job in running:
                     job.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a trace says of how it was made, and is named by: no addresses, which may change between two runs."""
+        models = {"editor": self.editor.name, "reasoner": self.reasoner.name,
+                  "verifier": self.verifier.name if self.verifier else None, "prompts": self.prompts.name}  # fmt: skip
+        return {**asdict(self.settings), **models}
 
     def loads(self) -> list[Load]:
         """What the editor and the reasoner are doing, one row per endpoint."""

@@ -40,7 +40,9 @@ class Completion:
 class Reasoner(Protocol):
     """A vision-language model. `prompts` names the prompt set it speaks (see `premeditate.prompts`)."""
 
-    name: str
     prompts: str
+
+    @property
+    def name(self) -> str: ...
 
     async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]: ...

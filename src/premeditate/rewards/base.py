@@ -27,8 +27,10 @@ class Verifier(Protocol):
     before the edits. `verify` returns one verdict per sample, in order; a sample that cannot be judged becomes a
     verdict with a status and a reason, and never raises for the others of its batch."""
 
-    name: str
     uses_reasoner: bool
+
+    @property
+    def name(self) -> str: ...
 
     def wants_checklist(self, task: Task) -> bool: ...
     async def verify(self, samples: Sequence[Sample]) -> Sequence[Verdict]: ...

@@ -32,9 +32,12 @@ class ChecklistVerifier:
     def __init__(self, reasoner: Reasoner) -> None:
         self.reasoner = reasoner
         self.prompts = get(reasoner.prompts)
-        self.name = f"checklist ({reasoner.name})"
         self.max_batch: int | None = getattr(reasoner, "max_batch", None)
         self.concurrent = bool(getattr(reasoner, "concurrent", False))
+
+    @property
+    def name(self) -> str:
+        return f"checklist ({self.reasoner.name})"
 
     def wants_checklist(self, task: Task) -> bool:
         return True
