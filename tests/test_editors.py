@@ -21,7 +21,7 @@ from premeditate.editors.diffusers import DiffusersEditor
 from premeditate.editors.fit import Fit, working_size
 from premeditate.errors import ModelError
 from support.tiny_editor import build_kontext
-from support.tiny_qwen_edit import build_qwen_edit
+from support.tiny_pipelines import build_qwen_edit_plus
 
 
 def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
@@ -186,15 +186,8 @@ def test_half_weights_are_run_in_float32_on_a_cpu(folder: Path, kontext: Any, tm
     assert DiffusersEditor.load(str(folder), device="cpu", dtype="bfloat16").pipeline.vae.dtype == torch.bfloat16
 
 
-def test_qwen_edit_plus_reads_several_images_and_is_guided(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as module
-
-    # Its inner sizes are constants of a megapixel: smaller ones make this a test of 0.3 s instead of 15.
-    monkeypatch.setattr(module, "VAE_IMAGE_SIZE", 64 * 64)
-    monkeypatch.setattr(module, "CONDITION_IMAGE_SIZE", 56 * 56)
-    pipeline = build_qwen_edit()
+def test_qwen_edit_plus_reads_several_images_and_is_guided(capfd: pytest.CaptureFixture[str]) -> None:
+    pipeline = build_qwen_edit_plus()
     requests = [EditRequest((picture(64, 64), picture(32, 64)), "mix", 0), EditRequest((picture(100, 60),), "go", 1)]
     guided = run(DiffusersEditor(pipeline, size=64, steps=2, max_batch=4), *requests)
     free = run(DiffusersEditor(pipeline, size=64, steps=2, true_cfg_scale=1.0), *requests)

@@ -125,7 +125,7 @@ FLOORS = [
     {"files"},
     {"trace", "images"},
     {"eventlog"},
-    {"store", "prompts", "local", "remote"},
+    {"store", "prompts", "local", "remote", "qwen_processor"},
     {"editors", "reasoners", "datasets"},
     {"rewards"},
     {"presets"},

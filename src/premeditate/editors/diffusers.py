@@ -14,19 +14,19 @@ What a pipeline is called with is decided by the parameters that its `__call__` 
     working size                  max_area,                Flux Kontext: without these it snaps to one of 17 sizes near
                                   _auto_resize=False       one megapixel
     max_sequence_length           same                     it has it and a second tokenizer: the most that reads
-    cancellation                  callback_on_step_end     it has it
+    cancellation                  callback_on_step_end     it has it; else a hook on its denoising network
 
-and by its class name, for what parameters do not tell:
+and by its class name, for what parameters do not tell: `premeditate.editors.pipelines.TRAITS`. That module also loads
+pipelines and holds those to the working size that would scale every input to a megapixel.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,50 +35,41 @@ from PIL import Image
 import premeditate
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.fit import Fit
+from premeditate.editors.pipelines import (
+    LIBRARIES,
+    TRAITS,
+    Traits,
+    as_they_are,
+    check_kind,
+    image_multiple,
+    load_pipeline,
+    prompt_tokens,
+    stopping,
+    text_limit,
+)
 from premeditate.errors import ModelError
 from premeditate.local import (
     Job,
     Stopped,
     Worker,
     check_options,
-    load_failure,
     pick_device,
     pick_dtype,
     quiet,
     read_sidecar,
 )
 
-
-@dataclass(frozen=True)
-class Traits:
-    """`batch`: reads a list of images as one per prompt. `many`: reads a list of images as references of one prompt.
-    `multiple`: working sizes are multiples of this, in pixels; 0: ask its image processor."""
-
-    batch: bool = False
-    many: bool = False
-    multiple: int = 0
-
-
-TRAITS: dict[str, Traits] = {
-    "FluxKontextPipeline": Traits(batch=True),
-    "StableDiffusionInstructPix2PixPipeline": Traits(batch=True),
-    "QwenImageEditPipeline": Traits(multiple=32),
-    "QwenImageEditPlusPipeline": Traits(many=True, multiple=32),
-    "Flux2Pipeline": Traits(many=True),
-    "Flux2KleinPipeline": Traits(many=True),
-    "LongCatImageEditPipeline": Traits(multiple=16),
-}
-"""Pipelines that are not named here get one image and one prompt at a time."""
 CALL_OPTIONS = ("guidance_scale", "image_guidance_scale", "true_cfg_scale", "negative_prompt", "max_sequence_length")
-SIDECAR_OPTIONS = ("size", "steps", "max_batch", "domain", *CALL_OPTIONS)
-OPTIONS = (*SIDECAR_OPTIONS, "name", "device", "dtype", "revision", "offload")
-LIBRARIES = ("diffusers", "transformers")
+SIDECAR_OPTIONS = ("size", "steps", "max_batch", "domain", "vae_tiling", *CALL_OPTIONS)
+LOAD_OPTIONS = ("revision", "lora", "lora_scale", "offload", "vae_tiling", "scheduler")
+OPTIONS = (*SIDECAR_OPTIONS, "name", "device", "dtype", *(o for o in LOAD_OPTIONS if o not in SIDECAR_OPTIONS))
 
 
 class DiffusersEditor:
     """Edits with a diffusers pipeline.
 
-    `size`: the working area is about `size` x `size` pixels, at the source's aspect, None: 1024. `steps` and the
+    `size`: the working area is about `size` x `size` pixels, at the source's aspect, None: 1024; further images are
+    brought to about the same area, each at its own aspect. FLUX.2 works on one megapixel at most. `steps` and the
     `CALL_OPTIONS`: see the table in this module; None leaves the pipeline's own default. `max_batch`: requests per
     call, where the pipeline can batch. `domain`: a function, or its "module:name", called with each source; its
     ValueError becomes the request's `error`.
@@ -108,15 +99,12 @@ class DiffusersEditor:
                 raise ModelError(f"the editor option {what} is {value!r}", "give a whole number of at least 1")
         self.size, self.steps, self.max_batch = size or 1024, steps, max_batch or 1
         self._call = {key: value for key, value in call.items() if value is not None}
-        self._parameters = inspect.signature(pipeline.__call__).parameters
-        for key in ("prompt", "image"):
-            if key not in self._parameters:
-                raise ModelError(f"{kind} takes no {key}", "give a pipeline that edits an image after a prompt")
+        self._parameters = check_kind(type(pipeline))
         for key in self._call:
             if key not in self._parameters:
                 raise ModelError(f"{kind} has no {key}", "leave that option out")
         self._traits = TRAITS.get(kind, Traits())
-        self._multiple = self._traits.multiple or _multiple(pipeline)
+        self._multiple = self._traits.multiple or image_multiple(pipeline)
         self._worker = Worker(f"editor-{self.name}")
         pipeline.set_progress_bar_config(disable=True)
         for part in getattr(pipeline, "components", {}).values():
@@ -126,42 +114,33 @@ class DiffusersEditor:
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> DiffusersEditor:
-        """From a folder or a hub id `org/name`. `options`: the constructor's, and `device` ("cpu", "cuda", ...; default
-        the best there is), `dtype` (default: float32 on a CPU, else bfloat16), `revision` (hub), `offload` (True: parts
-        wait in main memory until they are needed). Defaults come from the folder's `premeditate.json`.
+        """From a folder or a hub id `org/name`. Defaults come from the folder's `premeditate.json`. `options`: the
+        constructor's, and
+
+        - `device`: "cpu", "cuda", "cuda:1", "mps"; default: the best there is
+        - `dtype`: "float32", "bfloat16", "float16"; default: float32 on a CPU, else bfloat16
+        - `revision`: of the hub repository
+        - `lora`: weights added to the model's: a file, a folder or `org/name`, also `org/name:file.safetensors` and
+          `org/name@0.8`, which sets its scale; several with commas or as a list
+        - `lora_scale`: the scale of those that name none, 0 for no effect; default 1.0
+        - `offload`: "model" (or True; parts wait in main memory until they are needed), "sequential" (layers do, slow)
+          or "group" (layers do, the next one is copied ahead on CUDA)
+        - `vae_tiling`: True to decode large pictures in tiles, which saves memory
+        - `scheduler`: settings of the pipeline's scheduler that are changed, which few-step LoRAs ask for
 
         Only safetensors are read and no code that comes with a model is run. Raises `ModelError`.
         """
         check_options(options, OPTIONS, "a diffusers editor")
         folder = Path(spec)
-        local = folder.is_dir()
-        sidecar = read_sidecar(folder, SIDECAR_OPTIONS) if local else {}
+        sidecar = read_sidecar(folder, SIDECAR_OPTIONS) if folder.is_dir() else {}
         domain = sidecar.pop("domain", None)
         settings = {**sidecar, **{k: v for k, v in options.items() if v is not None}}
         if isinstance(domain, str) and "domain" not in settings:
             settings["domain"] = domain if _is_ours(folder, domain) else None
         device = pick_device(settings.pop("device", None))
         dtype = pick_dtype(settings.pop("dtype", None), device)
-        revision, offload = settings.pop("revision", None), settings.pop("offload", False)
-        hub = {"local_files_only": True} if local else {"revision": revision}
-        with quiet("diffusers", "transformers", loading=True):
-            import diffusers
-
-            modern = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) >= (0, 42)
-            kind = {"dtype" if modern else "torch_dtype": dtype}
-            try:
-                _check_libraries(diffusers.DiffusionPipeline.load_config(spec, **hub))
-                pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                    spec, use_safetensors=True, trust_remote_code=False, **kind, **hub
-                )
-                if offload:
-                    pipeline.enable_model_cpu_offload(device=device)
-                else:
-                    pipeline.to(device)
-            except ModelError:
-                raise
-            except Exception as error:
-                raise load_failure(spec, error) from error
+        loading = {key: settings.pop(key) for key in LOAD_OPTIONS if key in settings}
+        pipeline = load_pipeline(spec, device=device, dtype=dtype, **loading)
         return cls(pipeline, **{"name": spec, **settings})
 
     def check(self, image: Image.Image) -> None:
@@ -173,7 +152,7 @@ class DiffusersEditor:
         """One result per request, in order. When cancelled, the work stops at the next denoising step."""
 
         def work(job: Job) -> list[EditResult]:
-            with quiet("diffusers", "transformers"):
+            with quiet(*LIBRARIES):
                 return self._edit(list(requests), job)
 
         return await self._worker.run(work)
@@ -184,7 +163,7 @@ class DiffusersEditor:
         for i, request in enumerate(requests):
             try:
                 self._check_request(request)
-                fit = Fit.plan(request.images[0].size, self.size, self._multiple)
+                fit = self._fit(request.images[0])
                 ready.setdefault((fit, len(request.images)), []).append(i)
             except ValueError as error:
                 results[i] = EditResult(None, 0.0, str(error))
@@ -200,9 +179,12 @@ class DiffusersEditor:
         if len(request.images) > 1 and not self._traits.many:
             raise ValueError(f"{self.name} reads one image, the request has {len(request.images)}; leave out the rest")
         self.check(request.images[0])
-        limit = self._text_limit()
-        if limit is not None and (tokens := len(self.pipeline.tokenizer_2(request.prompt)["input_ids"])) > limit:
-            raise ValueError(f"the prompt has {tokens} tokens, {self.name} reads {limit}; say it in fewer words")
+        length = prompt_tokens(self.pipeline, request.prompt, self._call.get("max_sequence_length"))
+        if length is not None and length[0] > length[1]:
+            raise ValueError(f"the prompt has {length[0]} tokens, {self.name} reads {length[1]}; say it in fewer words")
+
+    def _fit(self, image: Image.Image) -> Fit:
+        return Fit.plan(image.size, self.size, self._multiple, self._traits.least, self._traits.most)
 
     def _batches(self, indices: list[int]) -> Iterator[list[int]]:
         size = self.max_batch if self._traits.batch else 1
@@ -227,10 +209,20 @@ class DiffusersEditor:
     def _run(self, requests: list[EditRequest], fit: Fit, job: Job) -> list[Image.Image]:
         import torch
 
-        with torch.inference_mode():
+        pictures = [
+            [fit.apply(request.images[0]), *(self._fit(image).apply(image) for image in request.images[1:])]
+            for request in requests
+        ]
+        arguments = self._arguments(requests, pictures, job)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if self._traits.derives:
+                stack.enter_context(as_they_are(self.pipeline, [p for group in pictures for p in group]))
+            if "callback_on_step_end" not in self._parameters:
+                stack.enter_context(stopping(self.pipeline, job))
             try:
-                output = self.pipeline(**self._arguments(requests, fit, job)).images
-            except Stopped:
+                output = self.pipeline(**arguments).images
+            except Exception:
                 # The pipeline had no chance to put its offloaded parts away.
                 self.pipeline.maybe_free_model_hooks()
                 raise
@@ -238,11 +230,11 @@ class DiffusersEditor:
             raise RuntimeError(f"{self.name} gave {len(output)} images for {len(requests)} requests")
         return list(output)
 
-    def _arguments(self, requests: list[EditRequest], fit: Fit, job: Job) -> dict[str, Any]:
-        """The keywords of one pipeline call: the table in this module's docstring."""
+    def _arguments(self, requests: list[EditRequest], pictures: list[list[Image.Image]], job: Job) -> dict[str, Any]:
+        """The keywords of one pipeline call: the table in this module's docstring. `pictures`: of each request, at
+        their working sizes."""
         import torch
 
-        pictures = [[fit.apply(image) for image in request.images] for request in requests]
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         arguments: dict[str, Any] = dict(self._call)
         if self._traits.batch:
@@ -251,25 +243,17 @@ class DiffusersEditor:
         else:
             arguments |= {"prompt": requests[0].prompt, "generator": generators[0]}
             arguments["image"] = pictures[0] if self._traits.many else pictures[0][0]
-        width, height = fit.work
+        width, height = pictures[0][0].size
         offered = {"num_inference_steps": self.steps, "width": width, "height": height, "max_area": width * height,
                    "_auto_resize": False, "output_type": "pil"}  # fmt: skip
         arguments |= {k: v for k, v in offered.items() if k in self._parameters and v is not None}
-        if (limit := self._text_limit()) is not None:
+        if (limit := text_limit(self.pipeline, self._call.get("max_sequence_length"))) is not None:
             arguments["max_sequence_length"] = limit
         if negative := self._negative_prompt():
             arguments["negative_prompt"] = [negative] * len(requests) if self._traits.batch else negative
         if "callback_on_step_end" in self._parameters:
             arguments["callback_on_step_end"] = lambda pipeline, step, time, tensors: _between(job, tensors)
         return arguments
-
-    def _text_limit(self) -> int | None:
-        """Tokens that the longer-reading of two text encoders takes; None where there is one encoder."""
-        second = getattr(self.pipeline, "tokenizer_2", None)
-        if second is None or "max_sequence_length" not in self._parameters:
-            return None
-        wanted = self._call.get("max_sequence_length") or self._parameters["max_sequence_length"].default
-        return int(min(wanted, second.model_max_length))
 
     def _negative_prompt(self) -> str | None:
         if "negative_prompt" in self._call:
@@ -284,26 +268,6 @@ def _between(job: Job, tensors: dict[str, Any]) -> dict[str, Any]:
     """Runs after every denoising step."""
     job.check()
     return tensors
-
-
-def _multiple(pipeline: Any) -> int:
-    """Pixels that a working size must be a multiple of: the autoencoder's factor times the patch size."""
-    config = getattr(getattr(pipeline, "image_processor", None), "config", None)
-    return int(getattr(config, "vae_scale_factor", None) or 16)
-
-
-def _check_libraries(config: Mapping[str, Any]) -> None:
-    """A pipeline's index names the Python library of every part: only the two libraries we know are imported for it."""
-    from diffusers import pipelines
-
-    for part, value in config.items():
-        if part.startswith("_") or not isinstance(value, (list, tuple)) or not value or value[0] is None:
-            continue
-        library = str(value[0])
-        if library not in LIBRARIES and not hasattr(pipelines, library):
-            raise ModelError(
-                f"the pipeline's part {part} comes from {library!r}", "only diffusers and transformers are loaded"
-            )
 
 
 def _is_ours(folder: Path, name: str) -> bool:

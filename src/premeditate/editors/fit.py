@@ -7,6 +7,7 @@ aspect, the rest of the working size is filled with its own border pixels, and t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+ASPECT = 6.0
+"""Working sizes are no longer or taller than this; the rest is padding. FLUX.2 refuses 8, and rounding takes some."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Fit:
     box: tuple[int, int, int, int]
 
     @classmethod
-    def plan(cls, source: Size, side: int, multiple: int) -> Fit:
-        """The working size of about `side` x `side` pixels in area, near the source's aspect, in whole multiples."""
-        return cls.into(source, working_size(source, side, multiple))
+    def plan(cls, source: Size, side: int, multiple: int, least: int = 1, most: int | None = None) -> Fit:
+        """The working size of about `side` x `side` pixels in area, near the source's aspect: see `working_size`."""
+        return cls.into(source, working_size(source, side, multiple, least, most))
 
     @classmethod
     def into(cls, source: Size, work: Size) -> Fit:
@@ -61,21 +64,29 @@ class Fit:
         return resize(image.convert("RGB"), self.source)
 
 
-def working_size(source: Size, side: int, multiple: int) -> Size:
-    """(width, height) in multiples of `multiple`, about `side`^2 pixels, near the aspect of `source`.
+def working_size(source: Size, side: int, multiple: int, least: int = 1, most: int | None = None) -> Size:
+    """(width, height) in multiples of `multiple`, about `side`^2 pixels, near the aspect of `source` up to `ASPECT`.
 
+    `least`: pixels that each side has at least. `most`: pixels that the area has at most; None: any number.
     Iterated until the size is its own answer: pipelines that derive a size from the aspect of what they are given then
     arrive at the same one, and do not stretch the picture a second time.
     """
     size = source
     for _ in range(8):
-        ratio = size[0] / size[1]
-        width, height = side * math.sqrt(ratio), side / math.sqrt(ratio)
-        again = (max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple)
+        again = _near(size, side, multiple, least, round)
         if again == size:
             break
         size = again
+    if most is not None and size[0] * size[1] > most:
+        size = _near(source, min(side, math.isqrt(most)), multiple, least, math.floor)
     return size
+
+
+def _near(source: Size, side: int, multiple: int, least: int, whole: Callable[[float], int]) -> Size:
+    root = math.sqrt(min(max(source[0] / source[1], 1 / ASPECT), ASPECT))
+    lowest = math.ceil(least / multiple)
+    width, height = (max(1, lowest, whole(s / multiple)) * multiple for s in (side * root, side / root))
+    return width, height
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

@@ -257,10 +257,10 @@ def _digest(image: Image.Image, known: dict[int, bytes]) -> bytes:
 
 def _processor(spec: str, model_type: str, hub: dict[str, Any]) -> Any:
     """Qwen's own without the video part, everybody else's as `AutoProcessor` builds it."""
-    from premeditate.reasoners.image_only import FAMILIES, load_processor
+    from premeditate.qwen_processor import FAMILIES, load_processor
 
     if model_type in FAMILIES:
-        return load_processor(spec, model_type, **hub)
+        return load_processor(spec, FAMILIES[model_type], **hub)
     from transformers import AutoProcessor
     from transformers.utils import is_torchvision_available
 

@@ -1,7 +1,8 @@
 """Processors of the Qwen vision-language models for pictures only: no video part, so no torchvision.
 
 The stock processors of this family cannot be built without torchvision, because each insists on a video processor. We
-never send video. Pillow does the resizing on every machine, so the model sees the same pixels everywhere.
+never send video. Pillow does the resizing on every machine, so the model sees the same pixels everywhere. Reasoners use
+them, and the image pipelines whose text encoder is one of these models.
 """
 
 from __future__ import annotations
@@ -66,14 +67,16 @@ def image_only(name: str) -> Any:
         return processed, texts
 
     body = {"__init__": __init__, "pixels_once": pixels_once, "_process_images": _process_images}
-    return type(stock)(stock.__name__, (stock,), {**body, "__module__": __name__})
+    # Named after the stock class in full: a pipeline that is saved with it names a class that everybody has.
+    return type(stock)(stock.__name__, (stock,), {**body, "__module__": "transformers"})
 
 
-def load_processor(spec: str, model_type: str, **hub: Any) -> Any:
-    """The processor in a folder or hub repository of one of the `FAMILIES`. `hub`: from_pretrained keywords."""
+def load_processor(spec: str, name: str, **hub: Any) -> Any:
+    """The processor in a folder or hub repository, as the image-only kind of the stock class `name`, which is one of
+    the values of `FAMILIES`. `hub`: from_pretrained keywords."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-    kind = image_only(FAMILIES[model_type])
+    kind = image_only(name)
     tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=False, **hub)
     # Repositories keep the template with the processor, with the tokenizer, or with both.
     template = kind.get_processor_dict(spec, **hub)[0].get("chat_template") or tokenizer.chat_template
