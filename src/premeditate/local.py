@@ -65,6 +65,23 @@ class Worker:
             job.stop()
 
 
+class Gate:
+    """`async with gate():` lets at most `size` coroutines in at a time, on whichever event loop runs."""
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"capacity is {size}; give at least 1")
+        self._size = size
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inside = asyncio.Semaphore(size)
+
+    def __call__(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._inside = loop, asyncio.Semaphore(self._size)
+        return self._inside
+
+
 def is_async(fn: object) -> bool:
     """True for `async def` functions and for objects whose call is one."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from premeditate.editors.base import EditRequest, EditResult
-from premeditate.local import Worker, is_async
+from premeditate.local import Gate, Worker, is_async
 
 EditFunction = Callable[..., Image.Image | Awaitable[Image.Image]]
 
@@ -19,16 +19,18 @@ EditFunction = Callable[..., Image.Image | Awaitable[Image.Image]]
 class CallableEditor:
     """Calls `fn(image, prompt)`; a third parameter (or one named `seed`) gets the seed, one named `images` all sources.
 
-    A plain function runs in one worker thread, call after call; async calls of one batch run together. An exception,
-    or an answer that is no image, becomes that request's `error`. The answer is brought to the size of its source.
+    A plain function runs in one worker thread, call after call; of an async one, up to `capacity` calls run at a time.
+    An exception, or an answer that is no image, becomes that request's `error`. The answer is brought to the size of
+    its source.
     """
 
-    def __init__(self, fn: EditFunction, *, name: str | None = None) -> None:
+    def __init__(self, fn: EditFunction, *, name: str | None = None, capacity: int = 64) -> None:
         if not callable(fn):
             raise ValueError(f"CallableEditor needs a function, not {type(fn).__name__}")
         self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
         self._fn, self._worker = fn, Worker(self.name)
-        self._async = is_async(fn)
+        self._async = self.concurrent = is_async(fn)
+        self._gate = Gate(capacity)
         parameters = inspect.signature(fn).parameters
         by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p.name for p in parameters.values() if p.kind in by_place]
@@ -46,9 +48,13 @@ class CallableEditor:
     async def _one(self, request: EditRequest) -> EditResult:
         start = time.perf_counter()
         try:
-            image = self._call(request) if self._async else await self._worker.run(lambda _: self._call(request))
-            if inspect.isawaitable(image):
-                image = await image
+            if self._async:
+                async with self._gate():
+                    image = await self._call(request)
+            else:
+                image = await self._worker.run(lambda _: self._call(request))
+                if inspect.isawaitable(image):
+                    image = await image
             if not isinstance(image, Image.Image):
                 raise TypeError(f"{self.name} returned {type(image).__name__}, not a PIL image")
             image = image.convert("RGB")

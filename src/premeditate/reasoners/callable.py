@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from premeditate.local import Worker, is_async
+from premeditate.local import Gate, Worker, is_async
 from premeditate.reasoners.base import ChatRequest, Completion
 
 
@@ -18,17 +18,20 @@ class CallableReasoner:
     """Calls `fn(request)` for every `ChatRequest`.
 
     For a request with `labels`, `fn` returns a mapping from label to a weight >= 0 (normalised here), or the text of
-    one label, which then has probability 1. A plain function runs in one worker thread, call after call; async calls
-    of one batch run together. An exception or an answer of another kind becomes that request's `error`.
+    one label, which then has probability 1. A plain function runs in one worker thread, call after call; of an async
+    one, up to `capacity` calls run at a time. An exception or an answer of another kind becomes that request's `error`.
     """
 
-    def __init__(self, fn: Callable[[ChatRequest], Any], *, name: str | None = None, prompts: str = "general") -> None:
+    def __init__(
+        self, fn: Callable[[ChatRequest], Any], *, name: str | None = None, prompts: str = "general", capacity: int = 64
+    ) -> None:
         if not callable(fn):
             raise ValueError(f"CallableReasoner needs a function, not {type(fn).__name__}")
         self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
         self.prompts = prompts
         self._fn, self._worker = fn, Worker(self.name)
-        self._async = is_async(fn)
+        self._async = self.concurrent = is_async(fn)
+        self._gate = Gate(capacity)
 
     async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
@@ -36,9 +39,13 @@ class CallableReasoner:
     async def _one(self, request: ChatRequest) -> Completion:
         start = time.perf_counter()
         try:
-            answer = self._fn(request) if self._async else await self._worker.run(lambda _: self._fn(request))
-            if inspect.isawaitable(answer):
-                answer = await answer
+            if self._async:
+                async with self._gate():
+                    answer = await self._fn(request)
+            else:
+                answer = await self._worker.run(lambda _: self._fn(request))
+                if inspect.isawaitable(answer):
+                    answer = await answer
             completion = self._read(request, answer)
         except Exception as error:
             completion = Completion(error=f"{type(error).__name__}: {error}")
