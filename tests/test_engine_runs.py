@@ -1,0 +1,325 @@
+"""Runs of many tasks: streams, budgets, resuming, chains that do not wait for each other, and pooled endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from premeditate.editors.base import EditRequest, EditResult
+from premeditate.editors.callable import CallableEditor
+from premeditate.engine.budget import Budget
+from premeditate.engine.memory import MemoryStore, Store
+from premeditate.engine.runner import Engine, Limits
+from premeditate.engine.strategies import Settings
+from premeditate.reasoners.base import ChatRequest, Completion
+from premeditate.reasoners.callable import CallableReasoner
+from premeditate.remote import EndpointError, Health
+from premeditate.rewards.checklist import ChecklistVerifier
+from premeditate.store import RunStore
+from premeditate.trace import Task, Trace
+
+CRITIQUE = {"problem": "too pale", "semantic": 5, "quality": 6, "satisfied": False, "base": "original"}
+ITEMS = {"items": [{"question": "Is it blue?", "dimension": "follow"}]}
+
+
+def told(request: ChatRequest, satisfied: bool = False) -> Completion:
+    """What a critic who is never content says; its words depend on the request's seed alone."""
+    if request.labels:
+        return Completion(probabilities={"yes": 0.2, "no": 0.8}, tokens=5)
+    if "Last prompt" in request.text:
+        said: Any = {**CRITIQUE, "satisfied": satisfied, "steps": [f"paint it more, {request.seed}"]}
+    elif "yes/no questions" in request.text:
+        said = ITEMS
+    else:
+        said = {"explanation": "", "steps": [f"paint it, {request.seed}"]}
+    return Completion(json.dumps(said), tokens=10)
+
+
+def painted(prompt: str, seed: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), tuple(random.Random(f"{prompt}/{seed}").randbytes(3)))
+
+
+async def paint(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+    return painted(prompt, seed)
+
+
+async def say(request: ChatRequest) -> Completion:
+    return told(request)
+
+
+def tasks(store: Store, n: int) -> Iterator[Task]:
+    ref = store.put_image(Image.new("RGB", (8, 8), "white"))
+    for i in range(n):
+        yield Task(id=f"t{i}", images=(ref,), instruction=f"paint number {i}")
+
+
+def engine(
+    store: Store, editor: Any = None, reasoner: Any = None, *, judged: bool = False, budget: Budget | None = None,
+    limits: Limits | None = None, **settings: Any,
+) -> Engine:  # fmt: skip
+    reasoner = reasoner or CallableReasoner(say)
+    chosen = Settings(**{"strategy": "think-while-edit", "max_rounds": 3, **settings})
+    return Engine(editor or CallableEditor(paint), reasoner, ChecklistVerifier(reasoner) if judged else None, store,
+                  chosen, budget=budget, limits=limits)  # fmt: skip
+
+
+def canonical(trace: Trace) -> str:
+    """Everything but clocks, as text."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "started", "versions")}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(trace.model_dump(mode="json")), sort_keys=True)
+
+
+# -- streams ------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_drawn_when_there_is_room_and_traces_come_as_they_end() -> None:
+    store, drawn = MemoryStore(), []
+
+    def source() -> Iterator[Task]:
+        for task in tasks(store, 200):
+            drawn.append(task.id)
+            yield task
+
+    async def main() -> int:
+        most = seen = 0
+        async for trace in engine(store, limits=Limits(tasks=8)).stream(source()):
+            assert trace.finished
+            seen += 1
+            most = max(most, len(drawn) - seen)
+        assert seen == 200
+        return most
+
+    assert asyncio.run(main()) <= 16
+
+
+def test_leaving_a_stream_early_stops_the_work() -> None:
+    store = MemoryStore()
+
+    async def main() -> None:
+        stream = engine(store, limits=Limits(tasks=4)).stream(tasks(store, 100))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+    assert len(store.traces()) < 20
+
+
+def test_a_task_whose_picture_could_not_be_read_fails_and_the_others_go_on() -> None:
+    store = MemoryStore()
+    bad = Task(id="bad", images=(), instruction="x", meta={"problem": "there is no file a.png; check the name"})
+    good, broken, none = asyncio.run(
+        engine(store).run([*tasks(store, 1), bad, Task(id="none", images=(), instruction="x")])
+    )
+    assert good.status == "unverified" and broken.status == none.status == "failed"
+    assert broken.error == "there is no file a.png; check the name" and "no image" in (none.error or "")
+
+
+# -- budgets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_a_budget_of_edits_is_kept_to_and_a_second_run_goes_on(chains: int, tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def counted(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+        made.append(prompt)
+        return painted(prompt, seed)
+
+    with RunStore(tmp_path / "whole", sync=False) as store:
+        expected = sorted(map(canonical, asyncio.run(engine(store, chains=chains).run(tasks(store, 6)))))
+    with RunStore(tmp_path / "run", sync=False) as store:
+        for _ in range(30):
+            before = len(made)
+            job = engine(store, CallableEditor(counted, name="paint"), chains=chains, budget=Budget(edits=5))
+            traces = asyncio.run(job.run(tasks(store, 6)))
+            if all(t.finished for t in traces) and len(traces) == 6:
+                break
+            assert len(made) - before == 5 and all(t.status in ("unfinished", "unverified") for t in traces)
+    assert len(made) == 6 * 3 * chains  # nothing was made twice
+    assert sorted(map(canonical, traces)) == expected
+
+
+def test_budgets_of_tokens_and_seconds_leave_traces_open() -> None:
+    store = MemoryStore()
+    few = asyncio.run(engine(store, budget=Budget(tokens=25)).run(tasks(store, 2)))
+    assert [t.status for t in few] == ["unfinished"] * 2
+    assert sum(c.plan.tokens for t in few for c in t.chains if c.plan) <= 25 + 10
+
+    async def slow(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            stopped.append(prompt)
+            raise
+        return image
+
+    stopped: list[str] = []
+    store = MemoryStore()
+    late = asyncio.run(engine(store, CallableEditor(slow), budget=Budget(seconds=0.3)).run(tasks(store, 1)))
+    assert [t.status for t in late] == ["unfinished"] and stopped
+
+
+@pytest.mark.parametrize("options", [{"edits": 0}, {"tokens": -1}, {"seconds": 0}])
+def test_a_budget_says_what_is_allowed(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="give more than 0"):
+        Budget(**options)  # type: ignore[arg-type]
+
+
+def test_tokens_are_counted_in_the_trace() -> None:
+    store = MemoryStore()
+    (trace,) = asyncio.run(engine(store, judged=True, max_rounds=2).run(tasks(store, 1)))
+    # plan, checklist, one critique; one answer for each of two rounds
+    assert trace.calls["tokens"] == 10 + 10 + 10 + 2 * 5
+
+
+# -- chains -------------------------------------------------------------------------------------------------------
+
+
+def test_one_chain_is_criticised_while_another_is_still_edited() -> None:
+    store, log = MemoryStore(), []
+    first = itertools.count()
+
+    async def edit(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+        n = next(first)
+        await asyncio.sleep(0.01 if n == 0 else 0.6)
+        log.append(f"edit {n}")
+        return painted(prompt, seed)
+
+    async def chat(request: ChatRequest) -> Completion:
+        if "Last prompt" in request.text:
+            log.append("critique")
+        return told(request)
+
+    asyncio.run(
+        engine(store, CallableEditor(edit), CallableReasoner(chat), judged=True, chains=2, max_rounds=2).run(
+            tasks(store, 1)
+        )
+    )
+    assert log.index("critique") < log.index("edit 1")
+
+
+def test_what_a_trace_holds_does_not_depend_on_who_was_faster() -> None:
+    def once(speed: Callable[[], float], content: float) -> str:
+        store = MemoryStore()
+
+        async def edit(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+            await asyncio.sleep(speed())
+            return painted(prompt, seed)
+
+        async def chat(request: ChatRequest) -> Completion:
+            await asyncio.sleep(speed())
+            if request.labels:  # whether a round passes follows from its picture
+                r, g, b = request.images[1].getpixel((0, 0))  # type: ignore[misc]
+                yes = 0.9 if (r + g + b) % 100 < content else 0.1
+                return Completion(probabilities={"yes": yes, "no": 1 - yes})
+            return told(request)
+
+        editor, reasoner = CallableEditor(edit, name="e"), CallableReasoner(chat, name="r")
+        job = engine(store, editor, reasoner, judged=True, chains=3, max_rounds=4)
+        return "\n".join(map(canonical, asyncio.run(job.run(tasks(store, 8)))))
+
+    rng = random.Random(0)
+    for content in (0, 15, 40):
+        assert once(lambda: 0.0, content) == once(lambda: 0.01 * rng.random(), content)
+
+
+def test_history_and_the_experts_decision_reach_the_critic() -> None:
+    asked: list[ChatRequest] = []
+
+    async def chat(request: ChatRequest) -> Completion:
+        asked.append(request)
+        return told(request)
+
+    store = MemoryStore()
+    asyncio.run(engine(store, None, CallableReasoner(chat), history=True).run(tasks(store, 1)))
+    critiques = [r.text for r in asked if "Last prompt" in r.text]
+    assert "too pale" not in critiques[0] and "too pale" in critiques[1]
+
+    async def decide(request: ChatRequest) -> Completion:
+        if "Last prompt" not in request.text:
+            return told(request)
+        assert request.schema is not None and "semantic" not in request.schema["properties"]
+        return Completion(json.dumps({"problem": "", "satisfied": True, "base": "original", "steps": ["paint"]}))
+
+    store = MemoryStore()
+    (trace,) = asyncio.run(
+        engine(store, None, CallableReasoner(decide), strategy="expert", judged=True).run(tasks(store, 1))
+    )
+    assert trace.chains[0].stopped == "the critic is satisfied" and not trace.verified
+    assert trace.chains[0].rounds[0].critique is not None and trace.chains[0].rounds[0].critique.semantic is None
+
+
+# -- endpoints ----------------------------------------------------------------------------------------------------
+
+
+class Far:
+    """An editor behind an address, as the engine sees it. `fails(n)`: what its n-th call meets."""
+
+    def __init__(self, host: str, fails: Callable[[int], EndpointError | None] = lambda n: None) -> None:
+        self.name, self.host, self.fails, self.keys = "far", host, fails, list[str]()
+
+    async def send(self, request: EditRequest, timeout: float | None = None) -> EditResult:
+        self.keys.append(request.key)
+        await asyncio.sleep(0.005)
+        if (error := self.fails(len(self.keys) - 1)) is not None:
+            raise error
+        return EditResult(painted(request.prompt, request.seed), 0.005)
+
+    async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        return [await self.send(request) for request in requests]
+
+    async def health(self) -> Health:
+        return Health(capacity=2)
+
+    async def aclose(self) -> None:
+        pass
+
+    def describe(self) -> dict[str, str]:
+        return {"dialect": "test"}
+
+
+def test_endpoints_of_one_editor_share_the_work_and_are_named_in_the_record() -> None:
+    store = MemoryStore()
+    one, two = Far("one:1"), Far("two:2", lambda n: EndpointError("failed", "boom", "mend") if n % 3 == 0 else None)
+    job = engine(store, [one, two])
+    traces = asyncio.run(job.run(tasks(store, 12)))
+    assert all(t.status == "unverified" and len(t.chains[0].rounds) == 3 for t in traces)
+    assert len(one.keys) > 5 and len(two.keys) > 2
+    keys = one.keys + two.keys
+    assert len(set(keys)) == 36 and all(keys)  # a retry keeps the key of its edit
+    assert traces[0].versions["editor one:1 dialect"] == "test" and "one:1" not in json.dumps(traces[0].settings)
+
+
+def test_an_edit_that_no_endpoint_makes_ends_its_chain_with_the_reason() -> None:
+    store = MemoryStore()
+    bad = Far("one:1", lambda n: EndpointError("rejected", "the prompt is too long", "shorten it"))
+    (trace,) = asyncio.run(engine(store, bad).run(tasks(store, 1)))
+    assert trace.status == "failed" and "the prompt is too long; shorten it" in (trace.error or "")
+    assert len(bad.keys) == 1
+
+
+def test_loads_name_every_endpoint_and_model() -> None:
+    store, seen = MemoryStore(), []
+
+    async def main() -> None:
+        job = engine(store, [Far("one:1"), Far("two:2")])
+        async for _ in job.stream(tasks(store, 20)):
+            seen.append([(load.name, load.role) for load in job.loads()])
+
+    asyncio.run(main())
+    assert seen[0] == [("one:1", "editor"), ("two:2", "editor"), ("say", "reasoner")]
