@@ -15,7 +15,7 @@ from premeditate.microworld.models import reasoner_data as data
 from premeditate.microworld.models.common import Clock, Log, warmup_stable_decay
 from premeditate.microworld.render import render_codes
 from premeditate.microworld.scene import CELLS, Scene, random_scene
-from premeditate.microworld.tasks import sample_task
+from premeditate.microworld.tasks import MicroTask, sample_task
 from premeditate.prompts.terse import Terse
 from premeditate.stats import wilson
 
@@ -192,6 +192,54 @@ def test_training_makes_a_folder_resumes_and_says_so(tmp_path: Path) -> None:
     assert any(not torch.equal(a, first[k]) for k, a in load_folder(out)[0].state_dict().items())
     assert json.loads((out / "premeditate.json").read_text()) == {"prompts": "terse"}
     assert (tmp_path / "reasoner-base" / "model.safetensors").exists()
+
+
+def test_a_second_course_teaches_from_its_own_mistakes(tmp_path: Path) -> None:
+    from premeditate.microworld.models.reasoner_build import load_folder
+    from premeditate.microworld.models.reasoner_train import train_reasoner
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = {"look": 8, "every": 1e9, "layers": 4, "inter": 32, "vae": None, "log": None}
+    train_reasoner(first, steps=1, texts=200, **small)
+    train_reasoner(second, steps=1, start=first, fresh=24, **small)
+    rows = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
+    assert [r["event"] for r in rows if "event" in r] == ["start", "own", "look"]
+    assert rows[1]["hard"] > 0 and not (tmp_path / "second-base").exists()
+    assert len(load_folder(second)[1]) == len(load_folder(first)[1])
+
+
+def test_own_plans_are_sorted_by_what_they_lead_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from premeditate.microworld.families import TRAINED
+    from premeditate.microworld.models import reasoner_own
+    from premeditate.microworld.models.reasoner_data import PROMPTS, think_item, wrong_plan
+
+    tasks: list[MicroTask] = []
+    rng = random.Random(0)
+
+    def item(task: MicroTask, *args: object, **options: object) -> object:
+        tasks.append(task)
+        return think_item(task, rng, clean=True)
+
+    def written(
+        model: object, encoder: object, prompts: list[str], pictures: object, temperature: float = 0.0
+    ) -> list[str]:
+        """Right greedy plans, wrong sampled ones (where one is found), and checklists that say nothing."""
+        if "checklist" in prompts[0]:
+            return ["?"] * len(prompts)
+        wrong = [next(filter(None, (wrong_plan(t, rng) for _ in range(9))), None) for t in tasks[-len(prompts) :]]
+        steps = wrong if temperature else [t.steps for t in tasks[-len(prompts) :]]
+        return [PROMPTS.write_plan(tuple(map(str, s))) if s else "?" for s in steps]
+
+    monkeypatch.setattr(reasoner_own, "think_item", item)
+    monkeypatch.setattr(reasoner_own, "generate", written)
+    own = reasoner_own.OwnPlans(0)
+    weights = [1.0] * len(TRAINED)
+    assert own.refill(None, None, TRAINED, weights, 40) == 1.0  # type: ignore[arg-type]
+    assert len(own.hard) == len(own.right) == 40 and 20 < len(own.wrong) <= 40
+    for look in own.looks(20):
+        assert look.branches[-1].skill == "critique"
+    goods = [PROMPTS.parse_critique(i.branches[-1].answer).satisfied for i in own.looks(200, dimensions=())]
+    assert 0.15 < sum(map(bool, goods)) / 200 < 0.4
 
 
 def test_a_folder_without_a_reasoner_says_how_to_make_one(tmp_path: Path) -> None:

@@ -50,19 +50,33 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; otherwise a run in OUTPUT is continued.")] = False,
     n: Annotated[int, typer.Option("--n", min=16, help="Held-out tasks per figure of the model card.")] = 1000,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Reasoner only: a second course for this one, with its own mistakes among "
+            "the lessons [default minutes: 45].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a tiny model from nothing, on a CPU, and write its model card with the curves.
 
-    Killed or interrupted, the same command continues from the last checkpoint.
+    Minutes are CPU time: a busy machine makes a run longer, not worse. Killed or interrupted, the same command
+    continues from the last checkpoint.
     """
     from premeditate.files import check_writable
     from premeditate.local import quiet
 
     check_writable(output / "log.jsonl")
-    train_one = _train_editor if what == "editor" else _train_reasoner
+    if start is not None and what == "editor":
+        raise ValueError("only a reasoner takes a second course; leave out --start")
     try:
         with quiet("diffusers", "transformers", loading=True):
-            train_one(output, minutes, steps, seed, fresh, n, threads)
+            if what == "editor":
+                _train_editor(output, minutes, steps, seed, fresh, n, threads)
+            else:
+                _train_reasoner(output, minutes, steps, seed, fresh, n, threads, start)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
     typer.echo(f"{what} in {output}; try it: premeditate edit IMAGE INSTRUCTION --{what} {output}")
@@ -78,20 +92,24 @@ def _train_editor(
 
 
 def _train_reasoner(
-    out: Path, minutes: float | None, steps: int | None, seed: int, fresh: bool, n: int, threads: int
-) -> None:
+    out: Path, minutes: float | None, steps: int | None, seed: int, fresh: bool, n: int, threads: int,
+    start: str | None,
+) -> None:  # fmt: skip
     import json
 
+    from premeditate import presets
     from premeditate.microworld.models.reasoner_card import write_card
     from premeditate.microworld.models.reasoner_eval import evaluate_reasoner
     from premeditate.microworld.models.reasoner_train import train_reasoner
 
-    seconds = None if steps and not minutes else 60 * (minutes or 90)
+    begin = None if start is None else Path(presets.resolve("reasoner", start).spec)
+    seconds = None if steps and not minutes else 60 * (minutes or (90 if begin is None else 45))
     resume = not fresh and (out / "checkpoint.pt").exists()
     train_reasoner(out, seconds=seconds, steps=None if seconds else steps, seed=seed, resume=resume, log=typer.echo,
-                   threads=threads)  # fmt: skip
+                   threads=threads, start=begin)  # fmt: skip
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     setting = f"premeditate microworld train reasoner --seed {seed}" + (f" --steps {steps}" if steps else "")
+    setting += "" if start is None else f" --start {start}"
     base = out.with_name(out.name + "-base")
     for folder, title, note in (
         (out, "Micro-world reasoner", "The best checkpoint."),

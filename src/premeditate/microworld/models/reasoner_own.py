@@ -71,6 +71,11 @@ class OwnPlans:
             del pool[: -self.keep]
         return good / n
 
+    @property
+    def ready(self) -> bool:
+        """There is something of each kind to draw; a model that cannot write a plan yet has nothing to look at."""
+        return bool(self.hard and self.right and self.wrong)
+
     @staticmethod
     def _own(task: MicroTask, text: str) -> Own | None:
         """None for a plan that cannot be carried out: there is no edit to look at."""
@@ -83,8 +88,7 @@ class OwnPlans:
     def looks(self, n: int, **options: Any) -> Iterator[Item]:
         """`n` pairs of pictures with questions about them. `options`: of `look_item`."""
         for _ in range(n):
-            pool = self.right if self.rng.random() < RIGHT or not self.wrong else self.wrong
-            own = self.rng.choice(pool)
+            own = self.rng.choice(self.right if self.rng.random() < RIGHT else self.wrong)
             yield look_item(own.task, self.rng, own=own.steps, **options)
 
     def thinks(self, n: int) -> Iterator[Item]:

@@ -118,7 +118,8 @@ class Source:
             think, look, questions = next(m[1:] for m in reversed(MIXTURES) if progress >= m[0])
             if self.own is not None:
                 think, look, questions = SECOND
-            own = (0, 0) if self.own is None else (round(OWN * think * POOL), round(OWN * look * POOL))
+            ready = self.own is not None and self.own.ready
+            own = (round(OWN * think * POOL), round(OWN * look * POOL)) if ready else (0, 0)
             thinks = [think_item(t, self.rng) for t in self._tasks(think * POOL - own[0], True)]
             looks = [
                 look_item(t, self.rng, self.filter, self.rng.choices(DIMENSIONS, k=questions), MISLED)
@@ -268,6 +269,7 @@ def train_reasoner(
     threads: int = 1,
     texts: int = 6000,
     start: Path | str | None = None,
+    fresh: int = FRESH,
     vae: Path | None = SHIPPED,
     **size: int,
 ) -> Path:
@@ -276,9 +278,9 @@ def train_reasoner(
     Bounded by `seconds` of training (evaluations not counted) or by `steps`. Every `every` seconds it is evaluated on
     `look` held-out tasks and checkpointed to `out`/checkpoint.pt, from which `resume` goes on. The base is the average
     at `base_at` of the way, in the constant phase. `start`: a second course for the reasoner in that folder, with its
-    own mistakes among the lessons; it has no base. `vae`: the autoencoder that some edits go through (default: the
-    shipped editor's, where there is one). Raises ValueError for neither seconds nor steps, or nothing to
-    resume.
+    own mistakes among the lessons; it plans `fresh` tasks anew at each evaluation, and has no base. `vae`: the
+    autoencoder that some edits go through (default: the shipped editor's, where there is one). Raises ValueError for
+    neither seconds nor steps, or nothing to resume.
     """
     out = Path(out)
     torch.set_num_threads(threads)
@@ -319,7 +321,7 @@ def train_reasoner(
     def refill() -> None:
         assert source.own is not None
         weights = [b * h for b, h in zip(source.base, source.hard, strict=True)]
-        right = source.own.refill(trainer.model, encoder, TRAINED, weights, FRESH)
+        right = source.own.refill(trainer.model, encoder, TRAINED, weights, fresh)
         record.write(event="own", step=clock.step, plan=right, wrong=len(source.own.wrong), hard=len(source.own.hard))
         clock.pause()
 
