@@ -25,12 +25,15 @@ OPERATORS = ("nms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi
 _kept: list[Any] = []
 
 
+def importable() -> bool:
+    """Whether this very process would find one."""
+    return importlib.util.find_spec("torchvision") is not None
+
+
 def available() -> bool:
-    """Whether a process started with `environment()` finds a torchvision."""
+    """Whether a process started with `environment()` finds one."""
     folder = os.environ.get(FOLDER)
-    return importlib.util.find_spec("torchvision") is not None or (
-        folder is not None and (Path(folder) / "torchvision").is_dir()
-    )
+    return importable() or (folder is not None and (Path(folder) / "torchvision").is_dir())
 
 
 def environment(**extra: str) -> dict[str, str]:

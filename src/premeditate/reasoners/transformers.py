@@ -25,6 +25,8 @@ from premeditate.local import (
     quiet,
     read_sidecar,
 )
+from premeditate.prompts.base import defuse
+from premeditate.qwen_processor import FAMILIES, load_processor
 from premeditate.reasoners import labels as scoring
 from premeditate.reasoners.base import ChatRequest, Completion
 
@@ -41,8 +43,9 @@ class TransformersReasoner:
     """Chats with a transformers vision-language model. `prompts`: the prompt set it speaks. `max_batch`: rows per pass,
     by default 64 for a model of less than a hundred million parameters and 8 for larger ones.
 
-    Pictures come first and the text after them, as one user turn. Control tokens in the text are encoded as plain text,
-    so nothing that a user or a model wrote can open a turn or claim to be a picture. Vision tokens are never generated.
+    Pictures come first and the text after them, as one user turn. Control tokens in the text are encoded as plain text
+    (Qwen) or broken up (other families, whose processors count placeholders in the text before they encode it), so
+    nothing that a user or a model wrote can open a turn or claim to be a picture. Vision tokens are never generated.
     A request's text depends on its own seed and temperature and not on its batch (up to the rounding of matrix
     products). A request that fails gets an `error`; the others of its batch go on.
     """
@@ -67,6 +70,8 @@ class TransformersReasoner:
         found = (getattr(config, token, None) for token in VISION_TOKENS)
         self._banned = sorted({token for token in found if isinstance(token, int)})
         self._shares = config.model_type in scoring.SHARED and hasattr(processor, "pixels_once")
+        self._marks = config.model_type in FAMILIES
+        self._controls = _controls(processor)
         self._worker = Worker(f"reasoner-{self.name}")
 
     @classmethod
@@ -163,19 +168,27 @@ class TransformersReasoner:
     def _encode(self, requests: Sequence[ChatRequest], *, once: bool = False) -> dict[str, Tensor]:
         """The processor's tensors, left-padded. `once`: a picture object that returns is turned into pixels once."""
         turns = [[{"role": "user", "content": [*({"type": "image", "image": image} for image in request.images),
-                                               {"type": "text", "text": request.text}]}]
+                                               {"type": "text", "text": self._plain(request.text)}]}]
                  for request in requests]  # fmt: skip
         pixels: AbstractContextManager[Any] = self.processor.pixels_once() if once else nullcontext()
         with pixels:
             encoded = self.processor.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-                sanitize_control_tokens=True, processor_kwargs={"padding": True},
+                sanitize_control_tokens=self._marks, processor_kwargs={"padding": True},
             )  # fmt: skip
         longest = int(encoded["attention_mask"].sum(1).max())
         if self._limit and longest > self._limit:
             raise ValueError(f"the prompt has {longest} tokens, {self.name} reads {self._limit}; shorten it")
         device, dtype = self.model.device, self.model.dtype
         return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in encoded.items()}
+
+    def _plain(self, text: str) -> str:
+        """The text with its control tokens broken up, where they are not marked as text later."""
+        if not self._marks:
+            text = defuse(text)
+            for token in self._controls:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _write(self, requests: list[ChatRequest], job: Job) -> list[Completion]:
         from premeditate.reasoners.sampling import SeededNoise
@@ -255,10 +268,16 @@ def _digest(image: Image.Image, known: dict[int, bytes]) -> bytes:
     return known[id(image)]
 
 
+def _controls(processor: Any) -> list[str]:
+    """What the tokenizer or the processor reads as more than its letters, longest first."""
+    found = {token.content for token in processor.tokenizer.added_tokens_decoder.values()
+             if token.special or not token.content[:1].isalnum()}  # fmt: skip
+    found |= {getattr(processor, name, None) for name in ("image_token", "boi_token", "fake_image_token")}
+    return sorted((t for t in found if isinstance(t, str) and len(t.strip()) > 1), key=len, reverse=True)
+
+
 def _processor(spec: str, model_type: str, hub: dict[str, Any]) -> Any:
     """Qwen's own without the video part, everybody else's as `AutoProcessor` builds it."""
-    from premeditate.qwen_processor import FAMILIES, load_processor
-
     if model_type in FAMILIES:
         return load_processor(spec, FAMILIES[model_type], **hub)
     from transformers import AutoProcessor
