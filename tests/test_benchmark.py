@@ -22,7 +22,7 @@ from premeditate.stats import Rate, wilson
 def bench(n: int = 80, seed: int = 2, split: Any = "test", editor: Any = None, oracle: dict[str, Any] | None = None,
           **options: Any) -> microworld.Report:  # fmt: skip
     reasoner = Oracle(sample_tasks(n, seed, split), **(oracle or {}))
-    return microworld.run(n, seed, split=split, editor=editor or RuleEditor(), reasoner=reasoner, **options)
+    return microworld.run(n, split, seed=seed, editor=editor or RuleEditor(), reasoner=reasoner, **options)
 
 
 def test_perfect_parts_score_one_hundred() -> None:

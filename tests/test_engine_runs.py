@@ -112,7 +112,7 @@ def test_leaving_a_stream_early_stops_the_work() -> None:
         stream = engine(store, limits=Limits(tasks=4)).stream(tasks(store, 100))
         async for _ in stream:
             break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())

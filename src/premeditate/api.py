@@ -14,14 +14,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, cast
 
 from PIL import Image
 
 from premeditate import images
+from premeditate.engine.budget import Budget
 from premeditate.engine.memory import MemoryStore, Store
+from premeditate.engine.pool import Policy
+from premeditate.engine.pooled import pooled
 from premeditate.engine.runner import Engine, Limits
-from premeditate.engine.strategies import Settings
+from premeditate.engine.strategies import Options, Settings, make_settings
 from premeditate.engine.walk import OnEvent
 from premeditate.errors import ImageError, ModelError, PremeditateError, check_instruction
 from premeditate.rewards.base import Verifier
@@ -107,33 +110,30 @@ def edit(
     editor: str | Editor = "micro",
     reasoner: str | Reasoner = "micro",
     verifier: str | Verifier | None = "reasoner",
-    strategy: str = "think-while-edit",
-    max_rounds: int = 4,
-    chains: int = 1,
-    stepwise: bool = False,
-    seed: int = 0,
-    temperature: float = 0.8,
     store: StoreLike = None,
     on_event: OnEvent | None = None,
     limits: Limits | None = None,
+    policy: Policy | None = None,
+    **options: Unpack[Options],
 ) -> Result:
     """Edits `image` by `instruction`: plan, edit, look, check, edit again if needed; the best verified round wins.
 
     `image`: a path, encoded bytes, a Pillow image or a uint8 array [H, W], [H, W, 3] or [H, W, 4]; or several of them
-    (the first is edited, the others are shown). `editor`, `reasoner`: a SPEC (preset, folder, hub id) or an object of
-    the protocol. `verifier`: "reasoner" (its checklist and answers), "exact" (micro world), "none", "module:attribute"
-    or an object. `strategy`, `max_rounds`, `chains`, `stepwise`, `seed`, `temperature`: see
-    `premeditate.engine.strategies.Settings`. `store`: a folder that keeps the record; the same call on the same folder
-    goes on where it was cut off, or returns what is there. `on_event(trace, event)` is called after every stored event.
+    (the first is edited, the others are shown). `editor`, `reasoner`: a SPEC (preset, folder, hub id, address), an
+    object of the protocol, or several endpoints of one model in a list. `verifier`: "reasoner" (its checklist and
+    answers), "exact" (micro world), "none", "module:attribute" or an object. `options`: `strategy`, `max_rounds`,
+    `chains`, `seed` and the other fields of `premeditate.engine.strategies.Settings`. `policy`: how endpoints are
+    treated (time-outs, retries, capacity: `premeditate.engine.pool.Policy`). `store`: a folder that keeps the record;
+    the same call on the same folder goes on where it was cut off, or returns what is there. `on_event(trace, event)` is
+    called after every stored event.
 
     Raises a ValueError with the mend for what the caller can put right (`ImageError`, `InstructionError`, `ModelError`
     where no edit could be made at all, `StoreError`). Also works inside a running event loop, on a thread of its own;
     there, `edit_async` is the better choice.
     """
     return _run(lambda: edit_async(
-        image, instruction, editor=editor, reasoner=reasoner, verifier=verifier, strategy=strategy,
-        max_rounds=max_rounds, chains=chains, stepwise=stepwise, seed=seed, temperature=temperature, store=store,
-        on_event=on_event, limits=limits,
+        image, instruction, editor=editor, reasoner=reasoner, verifier=verifier, store=store, on_event=on_event,
+        limits=limits, policy=policy, **options,
     ))  # fmt: skip
 
 
@@ -144,27 +144,22 @@ async def edit_async(
     editor: str | Editor = "micro",
     reasoner: str | Reasoner = "micro",
     verifier: str | Verifier | None = "reasoner",
-    strategy: str = "think-while-edit",
-    max_rounds: int = 4,
-    chains: int = 1,
-    stepwise: bool = False,
-    seed: int = 0,
-    temperature: float = 0.8,
     store: StoreLike = None,
     on_event: OnEvent | None = None,
     limits: Limits | None = None,
+    policy: Policy | None = None,
+    **options: Unpack[Options],
 ) -> Result:
     """`edit` for callers inside an event loop. Cancelling it leaves a store that opens and can be continued."""
     # Whatever can be found wrong without a model is found before one is loaded.
-    settings = Settings(strategy=strategy, max_rounds=max_rounds, chains=chains, stepwise=stepwise, seed=seed,
-                        temperature=temperature)  # fmt: skip
+    settings = make_settings(**options)
     instruction = check_instruction(instruction)
     several = isinstance(image, list | tuple)
     sources = cast("Sequence[Source]", image if several else [image])
     pictures = [load_image(one) for one in sources]
     if not pictures:
         raise ImageError("there is no image", "give at least one")
-    the_editor, the_reasoner, the_verifier = await asyncio.to_thread(load_parts, editor, reasoner, verifier)
+    the_editor, the_reasoner, the_verifier = await asyncio.to_thread(load_parts, editor, reasoner, verifier, policy)
     check_source((the_editor, the_reasoner), pictures[0])
     kept, close = _open(store)
     try:
@@ -193,18 +188,21 @@ async def run_tasks_async(
     verifier: str | Verifier | None = "reasoner",
     settings: Settings | None = None,
     limits: Limits | None = None,
+    policy: Policy | None = None,
+    budget: Budget | None = None,
     on_event: OnEvent | None = None,
 ) -> list[Trace]:
     """Runs many tasks at once, batched, and returns their traces in order. The tasks' images are in `store`.
 
-    Traces that `store` holds already are continued. A task that fails has `trace.error`; the others go on.
+    Traces that `store` holds already are continued. A task that fails has `trace.error`; the others go on. What a spent
+    `budget` stopped is unfinished, and goes on in the next run.
     """
     if store is None:
         raise ValueError("run_tasks needs the store that holds the tasks' images")
-    parts = await asyncio.to_thread(load_parts, editor, reasoner, verifier)
+    parts = await asyncio.to_thread(load_parts, editor, reasoner, verifier, policy)
     kept, close = _open(store)
     try:
-        engine = Engine(*parts, kept, settings, limits=limits, on_event=on_event, versions=versions())
+        engine = Engine(*parts, kept, settings, limits=limits, budget=budget, on_event=on_event, versions=versions())
         return await engine.run(tasks)
     finally:
         close()
@@ -216,13 +214,14 @@ def run_tasks(tasks: Sequence[Task], **options: Any) -> list[Trace]:
 
 
 def load_parts(
-    editor: str | Editor, reasoner: str | Reasoner, verifier: str | Verifier | None
+    editor: str | Editor, reasoner: str | Reasoner, verifier: str | Verifier | None, policy: Policy | None = None
 ) -> tuple[Editor, Reasoner, Verifier | None]:
-    """SPECs as objects; objects pass through. Raises `ModelError` for what cannot be loaded."""
+    """SPECs as objects; objects pass through. What is reached by an address is pooled under `policy`, so that the
+    engine and the verifier ask through the same queue. Raises `ModelError` for what cannot be loaded."""
     from premeditate import presets
 
-    the_editor = presets.load_editor(editor) if isinstance(editor, str) else editor
-    the_reasoner = presets.load_reasoner(reasoner) if isinstance(reasoner, str) else reasoner
+    the_editor: Editor = pooled(presets.load_editor(editor) if isinstance(editor, str) else editor, policy)
+    the_reasoner: Reasoner = pooled(presets.load_reasoner(reasoner) if isinstance(reasoner, str) else reasoner, policy)
     chosen = load_verifier(verifier, the_reasoner) if isinstance(verifier, str) else verifier
     return the_editor, the_reasoner, chosen
 

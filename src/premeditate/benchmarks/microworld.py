@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from premeditate.api import load_parts
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.runner import Engine, Limits
-from premeditate.engine.strategies import Settings
+from premeditate.engine.strategies import Options, make_settings
 from premeditate.engine.walk import OnEvent
 from premeditate.microworld.checker import NotAScene, answer, decode, is_exact
 from premeditate.microworld.render import render
@@ -123,7 +123,7 @@ class Report:
             "any_round_exact": Rate.of(row.any_exact for row in self.scored).to_json(),
             "rounds_per_task": sum(row.rounds for row in self.rows) / max(1, len(self.rows)),
             "edits_per_task": calls.get("edit", 0.0),
-            "reasoner_calls_per_task": sum(v for k, v in calls.items() if k != "edit"),
+            "reasoner_calls_per_task": sum(v for k, v in calls.items() if k not in ("edit", "tokens")),
             "calls_per_task": calls,
             "seconds": self.seconds,
             "seconds_per_task": self.seconds / max(1, len(self.rows)),
@@ -162,29 +162,25 @@ class Report:
 
 def run(
     n: int = 1000,
-    seed: int = 0,
-    strategy: str = "think-while-edit",
     split: Split = "test",
     *,
     editor: str | Editor = "micro",
     reasoner: str | Reasoner = "micro",
     verifier: str | Verifier | None = "reasoner",
-    chains: int = 1,
-    max_rounds: int = 4,
-    stepwise: bool = False,
-    temperature: float = 0.8,
     store: Store | None = None,
     limits: Limits | None = None,
     on_event: OnEvent | None = None,
+    **options: Unpack[Options],
 ) -> Report:
-    """Runs the benchmark. The same `n`, `seed` and `split` are the same tasks for every strategy and model.
+    """Runs the benchmark. The same `n`, `seed` and `split` are the same tasks for every strategy and model. `options`:
+    fields of `premeditate.engine.strategies.Settings`.
 
     `seconds` counts the run, not the loading of models. Raises ValueError for settings that do not exist.
     """
     if n < 1:
         raise ValueError(f"n is {n}; give at least 1")
-    settings = Settings(strategy=strategy, max_rounds=max_rounds, chains=chains, stepwise=stepwise, seed=seed,
-                        temperature=temperature)  # fmt: skip
+    settings = make_settings(**options)
+    seed = settings.seed
     tasks = list(sample_tasks(n, seed, split))
     parts = load_parts(editor, reasoner, verifier)
     kept = MemoryStore() if store is None else store

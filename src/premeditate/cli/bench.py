@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from premeditate.cli.edit import Strategy
 from premeditate.cli.guard import guarded
+from premeditate.cli.options import SPEC, Chains, Strategy
 
 if TYPE_CHECKING:
     from premeditate.engine.walk import OnEvent
@@ -30,13 +30,13 @@ def run(
     benchmark: Annotated[Benchmark, typer.Argument(help="Which benchmark.")],
     n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="How many tasks.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, max=9_999, help="Which tasks; and the editor's and samplers' seed.")] = 0,
-    strategy: Annotated[Strategy, typer.Option(help="How much to think.")] = "think-while-edit",
+    strategy: Strategy = "think-while-edit",
     split: Annotated[Split, typer.Option(help="test: known families, unseen scenes; ood: held out.")] = "test",
-    chains: Annotated[int, typer.Option(min=1, max=64, help="Reasoning paths per task.")] = 1,
+    chains: Chains = None,
     max_rounds: Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")] = 4,
     stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
-    editor: Annotated[str, typer.Option(metavar="SPEC", help="Preset, local folder or hub id.")] = "micro",
-    reasoner: Annotated[str, typer.Option(metavar="SPEC", help="Preset, local folder or hub id.")] = "micro",
+    editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
+    reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
     verifier: Annotated[str, typer.Option(metavar="SPEC", help='"reasoner", "exact" or "none".')] = "reasoner",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Largest batch for each model; 1: one by one.")] = 32,
     store: Annotated[
@@ -67,7 +67,7 @@ def run(
     try:
         with _Counter(n, show=not json_output) as counter:
             report = microworld.run(
-                n, seed, strategy, split, editor=editor, reasoner=reasoner, verifier=verifier, chains=chains,
+                n, split, seed=seed, strategy=strategy, editor=editor, reasoner=reasoner, verifier=verifier, chains=chains,
                 max_rounds=max_rounds, stepwise=stepwise, store=kept, limits=limits, on_event=counter.on_event,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -6,11 +6,12 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from premeditate.cli.guard import guarded
+from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout
 from premeditate.errors import ExitCode, ModelError, PremeditateError
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from premeditate.engine.walk import OnEvent
     from premeditate.store import RunStore
     from premeditate.trace import Trace
-
-Strategy = Literal["direct", "plan", "reflect", "think-while-edit"]
 
 
 @guarded
@@ -32,13 +31,18 @@ def edit(
             "-o", "--output", help="Edited picture [default: IMAGE's name with -edited.png, here].", show_default=False
         ),
     ] = None,
-    strategy: Annotated[Strategy, typer.Option(help="How much to think.")] = "think-while-edit",
+    strategy: Strategy = "think-while-edit",
     max_rounds: Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")] = 4,
-    chains: Annotated[int, typer.Option(min=1, max=64, help="Reasoning paths to try side by side.")] = 1,
+    chains: Chains = None,
+    first: First = "plan",
+    refine: Refine = "critic",
+    history: History = False,
+    early_stop: EarlyStop = True,
     stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
-    editor: Annotated[str, typer.Option(metavar="SPEC", help="Preset, local folder or hub id.")] = "micro",
-    reasoner: Annotated[str, typer.Option(metavar="SPEC", help="Preset, local folder or hub id.")] = "micro",
+    editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
+    reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
     verifier: Annotated[str, typer.Option(metavar="SPEC", help='"reasoner", "exact" or "none".')] = "reasoner",
+    timeout: Timeout = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")] = 0,
     report: Annotated[
         Path | None,
@@ -61,10 +65,13 @@ def edit(
     none was (the best round is written all the same).
     """
     from premeditate import images
+    from premeditate.engine.pool import Policy
+    from premeditate.engine.strategies import make_settings
     from premeditate.errors import check_instruction
     from premeditate.store import RunStore
 
     # Everything that can be found wrong is found wrong before a model is loaded.
+    make_settings(strategy=strategy)
     instruction = check_instruction(instruction)
     source = images.load(image)
     out = output or Path(f"{Path(image).stem}-edited.png")
@@ -81,7 +88,8 @@ def edit(
     run = RunStore(run_path)
     work: dict[str, Any] = {
         "editor": editor, "reasoner": reasoner, "verifier": verifier, "strategy": strategy, "max_rounds": max_rounds,
-        "chains": chains, "stepwise": stepwise, "seed": seed, "store": run,
+        "chains": chains, "stepwise": stepwise, "first": first, "refine": refine, "history": history,
+        "early_stop": early_stop, "seed": seed, "store": run, "policy": Policy(timeout=timeout),
     }  # fmt: skip
     began = time.perf_counter()
     try:
@@ -125,7 +133,7 @@ def _work(source: Any, instruction: str, name: str, work: dict[str, Any], *, sho
 
     def run(on_event: OnEvent | None) -> Result:
         # Loaded here, on the main thread, where Ctrl-C interrupts at once; a helper thread would have to end first.
-        parts = api.load_parts(work["editor"], work["reasoner"], work["verifier"])
+        parts = api.load_parts(work["editor"], work["reasoner"], work["verifier"], work["policy"])
         models = dict(zip(("editor", "reasoner", "verifier"), parts, strict=True))
         return api.edit(source, instruction, on_event=on_event, **{**work, **models})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -93,7 +93,7 @@ class Engine:
         found = {trace.task.id: trace async for trace in self.stream(tasks)}
         return [found[task.id] for task in tasks if task.id in found]
 
-    async def stream(self, tasks: Iterable[Task]) -> AsyncIterator[Trace]:
+    async def stream(self, tasks: Iterable[Task]) -> AsyncGenerator[Trace, None]:
         """As `run`, for any number of tasks: they are drawn when there is room for them, and their traces come as they
         end."""
         self.meter = Meter(self.budget)

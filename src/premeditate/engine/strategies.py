@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from premeditate.prompts.terse import JOIN
 from premeditate.trace import Base, Chain, Round, Trace
@@ -84,6 +84,29 @@ class Settings:
     def decides(self) -> bool:
         """The critic decides, without scores."""
         return self.inner == "expert"
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings`, as keywords; `judged` is the engine's to set."""
+
+    strategy: str
+    max_rounds: int
+    chains: int | None
+    stepwise: bool
+    seed: int
+    temperature: float
+    early_stop: bool
+    first: Literal["plan", "instruction"]
+    refine: Literal["critic", "original", "last"]
+    history: bool
+
+
+def make_settings(**options: Unpack[Options]) -> Settings:
+    """`Settings`; without `chains` there is one, and four for best-of-n. Raises ValueError with what is allowed."""
+    chains = options.get("chains")
+    if chains is None:
+        chains = FOR_BEST_OF_N if options.get("strategy", "").startswith(BEST_OF_N) else 1
+    return Settings(**{**options, "chains": chains})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -209,7 +232,7 @@ STRATEGIES: dict[str, Strategy] = {
     "think-while-edit": think_while_edit,
     "expert": think_while_edit,
 }
-BEST_OF_N = "best-of-n"
+BEST_OF_N, FOR_BEST_OF_N = "best-of-n", 4
 
 
 def next_action(trace: Trace, chain: int, settings: Settings) -> Action | None:
