@@ -94,6 +94,28 @@ def test_the_probe_finds_the_truth(
     assert reasoner.describe() == {"endpoint": server.host, "model": "tiny", "json": found[0], "probability": found[1]}
 
 
+def test_likeness_is_not_enough_for_the_probe(server: ChatServer) -> None:
+    server.reply = lambda body: '{"hello": "world"}'  # JSON, but not by the schema
+    server.honours, server.tops = {"logprobs"}, [{"Yes": 1.0}]  # only what was said, and no alternatives
+    reasoner = load(server)
+    asyncio.run(reasoner.prepare())
+    assert (reasoner.describe()["json"], reasoner.describe()["probability"]) == ("json_object", "vote")
+
+
+def test_whoever_gives_up_leaves_the_probe_to_the_others(server: ChatServer) -> None:
+    reasoner = load(server)
+
+    async def together() -> list[Any]:
+        tasks = [asyncio.create_task(reasoner.prepare()) for _ in range(2)]
+        while not server.bodies:
+            await asyncio.sleep(0.001)
+        tasks[0].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    gone, done = asyncio.run(together())
+    assert isinstance(gone, asyncio.CancelledError) and done is None and reasoner.describe()["json"] == "prompt"
+
+
 def test_the_probe_runs_once_and_is_shared(server: ChatServer) -> None:
     reasoner = load(server)
 
@@ -117,8 +139,14 @@ def test_a_probe_that_failed_is_tried_again(server: ChatServer) -> None:
         with pytest.raises(EndpointError) as caught:
             asyncio.run(reasoner.prepare())
         assert caught.value.kind == kind
-    server.faults.extend([None, "500", "500"])  # fails over json_schema, twice: it has none
-    asyncio.run(reasoner.prepare())
+    server.faults.extend(["429", None, "500", "500"])  # the last two over json_schema: it has none
+
+    async def twice() -> None:
+        with pytest.raises(EndpointError):
+            await reasoner.prepare()
+        await reasoner.prepare()
+
+    asyncio.run(twice())
     assert reasoner.describe()["json"] == "prompt"
 
 
@@ -290,8 +318,16 @@ def test_labels_that_are_not_what_the_model_wants_to_say_are_voted_on(
 
 def test_labels_that_begin_alike_are_voted_on(server: ChatServer) -> None:
     reasoner = ready(server, "logprobs", samples=1)
-    server.tops, server.reply = [{"no": 1.0}], later("", "No way!")
-    assert one(reasoner, ChatRequest((), "?", ("no", "no way"))).probabilities == {"no": 0.0, "no way": 1.0}
+    server.tops, server.reply = [{"yes": 0.9, "no": 0.1}], later("", "Yes but!")
+    got = one(reasoner, ChatRequest((), "?", ("yes", "yes but", "no")))
+    assert got.probabilities == {"yes": 0.0, "yes but": 1.0, "no": 0.0}
+
+
+def test_first_parts_of_a_label_count_and_control_tokens_do_not(server: ChatServer) -> None:
+    reasoner = ready(server, "logprobs")
+    server.tops = [{"lar": 0.3, "</s>": 0.6, "Small": 0.1}]
+    got = one(reasoner, ChatRequest((), "?", ("small", "large")))
+    assert got.probabilities == pytest.approx({"small": 0.25, "large": 0.75})
 
 
 def test_probabilities_from_systemone(server: ChatServer) -> None:
