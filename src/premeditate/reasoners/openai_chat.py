@@ -63,10 +63,12 @@ class OpenAIChatReasoner:
                 raise ModelError(f"the chat option {option} is {value!r}", "give a whole number of at least 1")
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ModelError(f"the chat option timeout is {timeout!r}", "give seconds, more than 0")
+        key = key or api_key(url, "PREMEDITATE_REASONER_KEY")
+        http = Http(url, api_key=key)  # says what is wrong with an address, before it is taken apart
         if not urlsplit(url).path.strip("/"):
-            url = url.rstrip("/") + "/v1"
-        self._api = ChatApi(Http(url, api_key=key or api_key(url, "PREMEDITATE_REASONER_KEY")), model or "")
-        self.host, self.prompts, self.capacity = self._api.http.host, prompts, capacity
+            http = Http(http.url + "/v1", api_key=key)
+        self._api = ChatApi(http, model or "")
+        self.host, self.prompts, self.capacity = http.host, prompts, capacity
         self.name = name or model or UNNAMED
         self._named = name is not None
         self.timeout, self.max_pixels, self.samples = float(timeout), max_pixels, samples
