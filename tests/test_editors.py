@@ -18,7 +18,7 @@ from PIL import Image
 from premeditate.editors.base import Editor, EditRequest, EditResult
 from premeditate.editors.callable import CallableEditor
 from premeditate.editors.diffusers import DiffusersEditor
-from premeditate.editors.fit import Fit, working_size
+from premeditate.editors.fit import Fit
 from premeditate.errors import ModelError
 from support.tiny_editor import build_kontext
 from support.tiny_pipelines import build_qwen_edit_plus
@@ -225,12 +225,6 @@ def test_working_size(width: int, height: int, side: int, multiple: int) -> None
         # The picture touches two opposite borders and its aspect is kept to a pixel.
         assert fit.inner[0] == fit.work[0] or fit.inner[1] == fit.work[1]
         assert abs(fit.inner[0] - fit.inner[1] * width / height) <= 1 + width / height
-
-
-def test_working_size_is_what_a_pipeline_derives_from_it_again() -> None:
-    for size in [(1600, 1200), (1000, 1003), (333, 1000), (1920, 1080)]:
-        work = working_size(size, 1024, 32)
-        assert working_size(work, 1024, 32) == work
 
 
 def test_enlarged_pixel_art_reaches_the_pipeline_as_it_was() -> None:

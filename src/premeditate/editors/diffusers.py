@@ -124,7 +124,7 @@ class DiffusersEditor:
           `org/name@0.8`, which sets its scale; several with commas or as a list
         - `lora_scale`: the scale of those that name none, 0 for no effect; default 1.0
         - `offload`: "model" (or True; parts wait in main memory until they are needed), "sequential" (layers do, slow)
-          or "group" (layers do, the next one is copied ahead on CUDA)
+          or "group" (layers do, the next one is copied ahead on CUDA). "sequential" is not for a CPU, nor for LongCat
         - `vae_tiling`: True to decode large pictures in tiles, which saves memory
         - `scheduler`: settings of the pipeline's scheduler that are changed, which few-step LoRAs ask for
 
@@ -215,7 +215,7 @@ class DiffusersEditor:
         ]
         arguments = self._arguments(requests, pictures, job)
         with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
+            stack.enter_context(torch.no_grad())
             if self._traits.derives:
                 stack.enter_context(as_they_are(self.pipeline, [p for group in pictures for p in group]))
             if "callback_on_step_end" not in self._parameters:

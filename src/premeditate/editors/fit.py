@@ -68,15 +68,8 @@ def working_size(source: Size, side: int, multiple: int, least: int = 1, most: i
     """(width, height) in multiples of `multiple`, about `side`^2 pixels, near the aspect of `source` up to `ASPECT`.
 
     `least`: pixels that each side has at least. `most`: pixels that the area has at most; None: any number.
-    Iterated until the size is its own answer: pipelines that derive a size from the aspect of what they are given then
-    arrive at the same one, and do not stretch the picture a second time.
     """
-    size = source
-    for _ in range(8):
-        again = _near(size, side, multiple, least, round)
-        if again == size:
-            break
-        size = again
+    size = _near(source, side, multiple, least, round)
     if most is not None and size[0] * size[1] > most:
         size = _near(source, min(side, math.isqrt(most)), multiple, least, math.floor)
     return size

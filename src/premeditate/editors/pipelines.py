@@ -173,6 +173,10 @@ def _place(pipeline: Any, device: str, way: str) -> None:
     if way == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif way == "sequential":
+        # accelerate cannot put weights aside on a CPU, and LongCat's pipeline asks its first weight where to compute.
+        if device == "cpu" or type(pipeline).__name__.startswith("LongCat"):
+            raise ModelError(f"offload=sequential does not work for {type(pipeline).__name__} on {device}",
+                             "give offload=model or offload=group")  # fmt: skip
         pipeline.enable_sequential_cpu_offload(device=device)
     elif way == "group":
         # Streams copy the next layer while this one computes; only CUDA has them.
