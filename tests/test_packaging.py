@@ -125,7 +125,7 @@ FLOORS = [
     {"files"},
     {"trace", "images"},
     {"eventlog"},
-    {"store", "prompts", "local", "remote", "qwen_processor"},
+    {"store", "prompts", "local", "remote", "address", "qwen_processor"},
     {"editors", "reasoners", "datasets"},
     {"rewards"},
     {"presets"},

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -42,12 +43,15 @@ Answer = TypeVar("Answer", covariant=True)
 
 
 class EndpointError(ModelError):
-    """One call that did not work: `kind` as in the table above; `retry_after` in seconds, where the endpoint said."""
+    """One call that did not work: `kind` as in the table above; `retry_after` in seconds, where the endpoint said;
+    `status`: the HTTP status, where there was an answer."""
 
-    def __init__(self, kind: Kind, problem: str, mend: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, kind: Kind, problem: str, mend: str, *, retry_after: float | None = None, status: int | None = None
+    ) -> None:
         super().__init__(problem, mend)
         self.kind: Kind = kind
-        self.retry_after = retry_after
+        self.retry_after, self.status = retry_after, status
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,14 @@ class Health:
 
 
 class Endpoint(Protocol[Request, Answer]):
-    """One address that does one call at a time for each `send`. `name` is short (host:port), for people."""
+    """One address that does one call at a time for each `send`.
+
+    `name` goes into records, so it says which model this is and never where: a run whose server moved must find its
+    traces. `host` (host:port) is for people.
+    """
 
     name: str
+    host: str
 
     async def send(self, request: Request, timeout: float | None = None) -> Answer:
         """Raises `EndpointError`, and nothing else for what the far side does. Cancelling closes the connection."""
@@ -86,11 +95,15 @@ class Http:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, headers: dict[str, str] | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ModelError(f"{url} is not an address", "give http://host:port/path or https://...")
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises for one that is no number up to 65535
+        except ValueError as error:
+            raise ModelError(f"not an address: {error}", "give http://host:port/path or https://...") from None
         if parts.username or parts.password:
             raise ModelError("the address holds a password", "leave it out, and give the key by api_key or environment")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ModelError(f"{url} is not an address", "give http://host:port/path or https://...")
         self.url, self.host = url.rstrip("/"), parts.netloc
         self._headers = dict(headers or {})
         if api_key:
@@ -117,18 +130,25 @@ class Http:
             await client.aclose()
 
     async def call(self, method: str, path: str, *, timeout: float | None = None, **options: Any) -> httpx.Response:
-        """One HTTP call, read to its end. `timeout` bounds all of it, in seconds. `options`: httpx's (json, data,
-        files, headers). Raises `EndpointError` for everything but a 2xx answer."""
+        """One HTTP call, read to its end. `path`: below the base URL, or a whole URL of the same origin. `timeout`
+        bounds all of it, in seconds. `options`: httpx's (json, data, files, headers). Raises `EndpointError` for
+        everything but a 2xx answer."""
         import httpx
 
+        whole = self.url + path if path.startswith("/") else path
+        if origin(whole) != origin(self.url):
+            raise EndpointError(
+                "denied", f"{self.host} points to another host", "give that one's address, if it is meant"
+            )
         seconds = TIMEOUT if timeout is None else timeout
         client = self._open()
         try:
             async with asyncio.timeout(seconds):
                 # One clock for the whole call: httpx's own timeouts start again with every chunk.
-                async with client.stream(
-                    method, self.url + path, timeout=httpx.Timeout(None, connect=min(30.0, seconds)), **options
-                ) as response:
+                clock = httpx.Timeout(None, connect=min(30.0, seconds))
+                request = client.build_request(method, whole, timeout=clock, **options)
+                request.read()  # a form goes out in one piece: field by field costs a system call each
+                async with aclosing(await client.send(request, stream=True)) as response:
                     body = bytearray()
                     async for chunk in response.aiter_bytes():
                         body += chunk
@@ -148,6 +168,8 @@ class Http:
             ) from error
         except httpx.DecodingError as error:
             raise EndpointError("garbage", f"{self.host} sent a damaged body", "check the server") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise EndpointError("denied", f"{self.host} is not an address ({_why(error)})", "check it") from error
         except httpx.HTTPError as error:
             raise EndpointError(
                 "failed", f"{self.host} broke off the call ({_why(error)})", "look into the server's log"
@@ -157,6 +179,12 @@ class Http:
         if not complete.is_success:
             raise status_error(self.host, complete)
         return complete
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: what a key is for."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _plain(headers: Any) -> list[tuple[str, str]]:
@@ -175,16 +203,17 @@ def status_error(host: str, response: httpx.Response) -> EndpointError:
     said = reason(response)
     what = f"{host} answered {code}" + (f": {said}" if said else "")
     if code in (429, 503):
-        return EndpointError("busy", what, "wait, or ask for less at a time", retry_after=retry_after(response))
+        wait = retry_after(response)
+        return EndpointError("busy", what, "wait, or ask for less at a time", retry_after=wait, status=code)
     if code in (401, 403):
-        return EndpointError("denied", what, "check the API key")
+        return EndpointError("denied", what, "check the API key", status=code)
     if code in (404, 405):
-        return EndpointError("denied", what, "check the address and the model's name")
+        return EndpointError("denied", what, "check the address and the model's name", status=code)
     if code >= 500 or code == 408:
-        return EndpointError("failed", what, "look into the server's log")
+        return EndpointError("failed", what, "look into the server's log", status=code)
     if 300 <= code < 400:
-        return EndpointError("denied", what, "give the address that it redirects to")
-    return EndpointError("rejected", what, "change the request: the server does not accept this one")
+        return EndpointError("denied", what, "give the address that it redirects to", status=code)
+    return EndpointError("rejected", what, "change the request: the server does not accept this one", status=code)
 
 
 def reason(response: httpx.Response) -> str:
