@@ -29,7 +29,7 @@ SIDE = 64
 class Backend:
     """`seconds` per call and `lanes` calls at a time. `says`: /health tells the capacity. `keys`: honours idempotency
     keys. `attentive`: notices that nobody waits any more. `faults`: kind -> probability, of "429", "500", "hang",
-    "reset", "garbage". `dies_after`: closes for good after so many calls."""
+    "reset", "garbage", after the first `calm` calls. `dies_after`: closes for good after so many calls."""
 
     name: str
     seconds: float = 0.0
@@ -38,6 +38,7 @@ class Backend:
     keys: bool = True
     attentive: bool = False
     faults: dict[str, float] = field(default_factory=dict)
+    calm: int = 0
     dies_after: int = 0
     seed: int = 0
 
@@ -99,13 +100,16 @@ class Server:
     async def post(self, path: str, headers: dict[str, str], body: bytes, reader: asyncio.StreamReader,
                    writer: asyncio.StreamWriter) -> bool:  # fmt: skip
         """False: the connection is over."""
+        if not path.endswith(("/images/edits", "/chat/completions")):
+            self.write(writer, 404, b'{"error": {"message": "no such route"}}')
+            return True
         self.calls += 1
         self.first = self.first or time.time()
         if self.spec.dies_after and self.calls > self.spec.dies_after:
             self.die()
             return False
         roll, fault = self.rng.random(), ""
-        for kind, share in self.spec.faults.items():
+        for kind, share in self.spec.faults.items() if self.calls > self.spec.calm else ():
             if 0 <= roll < share:
                 fault = kind
             roll -= share

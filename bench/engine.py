@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from backends import SIDE, Backend, running
 from PIL import Image
-from premeditate.editors.openai_images import OpenAIImagesEditor
 
+from premeditate.editors.openai_images import OpenAIImagesEditor
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.pool import Policy
 from premeditate.engine.runner import Engine
@@ -259,7 +259,8 @@ def storm(quick: bool) -> Iterator[Row]:
     n = 40 if quick else 400
     faults = dict.fromkeys(("429", "500", "hang", "reset", "garbage"), 0.1)
     editors = [Backend(f"editor {i}", 0.02, lanes=8, faults=faults, seed=i) for i in range(2)]
-    critic = Backend("critic", 0.02, lanes=16, faults=faults, seed=9)
+    # The storm begins when the critic was asked what it honours.
+    critic = Backend("critic", 0.02, lanes=16, faults=faults, calm=10, seed=9)
     with running(*editors, critic) as backends:
         store = MemoryStore()
         policy = Policy(timeout=0.5, attempts=8, timeouts=3, failures=8, cool=0.2, backoff=0.02)

@@ -97,6 +97,19 @@ def test_a_slow_endpoint_takes_what_it_can() -> None:
     run(main())
 
 
+def test_a_slow_endpoint_is_not_given_what_the_others_finish_sooner() -> None:
+    async def main() -> None:
+        workers = [Worker(says=1), Worker(says=1), Worker(20.0, says=1)]
+        pool = Pool[int, int](workers)
+        await asyncio.gather(*(pool.submit(i) for i in range(3)))  # now it is known who is slow
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(pool.submit(i) for i in range(12)))
+        assert asyncio.get_running_loop().time() - began == pytest.approx(6)
+        assert len(workers[2].done) == 1
+
+    run(main())
+
+
 def test_what_an_endpoint_says_of_its_capacity_is_kept_to() -> None:
     async def main() -> None:
         workers = [Worker(lanes=3, says=3), Worker(lanes=1, says=1)]

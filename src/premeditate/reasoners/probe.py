@@ -10,6 +10,7 @@ probability  top_logprobs  the answer lists several tokens with their probabilit
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable
@@ -31,6 +32,8 @@ DIALECTS = (
 )
 TOPS = (20, 5)
 """Likeliest tokens to ask for: what most servers give at most, and what the modest ones do."""
+TRANSIENT, PATIENCE = ("busy", "failed", "garbage"), 4
+"""Failures that may be chance, and how often the first question is asked before they count."""
 ROOM = 512
 """Tokens of an answer: a model that thinks first needs some."""
 Answer = TypeVar("Answer")
@@ -85,14 +88,18 @@ def json_schema(schema: Any) -> dict[str, Any]:
 async def _dialect(api: ChatApi, picture: str, until: float) -> Dialect:
     first: EndpointError | None = None
     for dialect in DIALECTS:
-        try:
-            await api.chat([user([picture], "Answer with one word: ok.")], until, dialect, max_tokens=ROOM)
-        except EndpointError as error:
-            if error.kind != "rejected":
-                raise
-            first = first or error
-        else:
-            return dialect
+        for again in range(PATIENCE):
+            try:
+                await api.chat([user([picture], "Answer with one word: ok.")], until, dialect, max_tokens=ROOM)
+            except EndpointError as error:
+                first = first or error
+                if error.kind == "rejected":
+                    break
+                if error.kind not in TRANSIENT or again + 1 == PATIENCE:
+                    raise
+                await asyncio.sleep(error.retry_after or 0.2 * 2**again)
+            else:
+                return dialect
     assert first is not None
     raise first
 
