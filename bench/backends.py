@@ -172,8 +172,9 @@ class Server:
 
 def edited(body: bytes) -> bytes:
     """A picture of one colour, which follows from the prompt and the seed in the form."""
-    parts = [part for part in body.split(b"\r\n--") if b'name="prompt"' in part or b'name="seed"' in part]
-    colour = tuple(hashlib.sha256(b"".join(parts)).digest()[:3])
+    fields = [part.partition(b"\r\n\r\n") for part in body.split(b"\r\n--")]
+    asked = [value for head, _, value in fields if b'name="prompt"' in head or b'name="seed"' in head]
+    colour = tuple(hashlib.sha256(b"/".join(asked)).digest()[:3])
     out = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), colour).save(out, "PNG", compress_level=1)
     return json.dumps({"created": 0, "data": [{"b64_json": base64.b64encode(out.getvalue()).decode()}]}).encode()

@@ -97,7 +97,7 @@ def ratio(name: str, editors: list[Backend], rate: float, n: int, most: float, e
 
 def dispatch(quick: bool) -> Iterator[Row]:
     """1. Four endpoints of capacity 1; one of them four times slower; one that dies half-way."""
-    n, seconds = (80, 0.25) if quick else (320, 0.5)
+    n, seconds = (80, 0.2) if quick else (320, 0.5)
     four = [Backend(f"editor {i}", seconds) for i in range(4)]
     silent = [Backend(f"editor {i}", seconds, says=False) for i in range(4)]
     none = lambda n: 0.0  # noqa: E731
@@ -112,7 +112,7 @@ def dispatch(quick: bool) -> Iterator[Row]:
 
 def overload(quick: bool) -> Iterator[Row]:
     """2. 64 tasks x 2 rounds at once, capacity 4: sent together, they would wait longer than the time-out."""
-    seconds, timeout = (0.125, 1.25) if quick else (0.5, 5.0)
+    seconds, timeout = (0.2, 2.0) if quick else (0.5, 5.0)
     n, needed = 64, 128
     with running(Backend("editor", seconds, lanes=4, keys=False), CRITIC) as backends:
         store = MemoryStore()
@@ -127,7 +127,7 @@ def overload(quick: bool) -> Iterator[Row]:
 
 def overlap(quick: bool) -> Iterator[Row]:
     """3. A critic that takes 0.8 of the editor's time, 64 tasks x 4 rounds."""
-    seconds, lanes = (0.2, 16) if quick else (0.5, 8)
+    seconds, lanes = (0.4, 16) if quick else (0.5, 8)
     critic = Backend("critic", 0.8 * seconds, lanes)
     with running(Backend("editor", seconds, lanes), critic) as backends:
         store = MemoryStore()
@@ -204,14 +204,14 @@ def one_run(run: Path, editor: str, critic: str, n: int) -> None:
 
 def killed(quick: bool) -> Iterator[Row]:
     """5. Runs that are killed (SIGKILL) at random moments until they end, against one that is not."""
-    runs, n = (4, 6) if quick else (100, 6)
+    runs, n = (2, 6) if quick else (100, 6)
     rounds_needed = n * 2 * 3
     rng, kills = random.Random(0), 0
     lost = doubled = different = wasted = 0
     with tempfile.TemporaryDirectory() as folder:
         expected: list[dict[str, Any]] = []
         for i in range(-1, runs):
-            with running(Backend("editor", 0.02, lanes=4), Backend("critic", 0.01, lanes=8)) as backends:
+            with running(Backend("editor", 0.04, lanes=4), Backend("critic", 0.02, lanes=8)) as backends:
                 place = Path(folder) / f"run{i}"
                 command = [sys.executable, __file__, "--one-run", str(place), *backends.urls, str(n)]
                 while True:
@@ -256,7 +256,7 @@ def started(place: Path) -> float:
 
 def storm(quick: bool) -> Iterator[Row]:
     """6. A tenth each of 429, 500, hang, reset and garbage, from every backend."""
-    n = 40 if quick else 400
+    n = 20 if quick else 400
     faults = dict.fromkeys(("429", "500", "hang", "reset", "garbage"), 0.1)
     editors = [Backend(f"editor {i}", 0.02, lanes=8, faults=faults, seed=i) for i in range(2)]
     # The storm begins when the critic was asked what it honours.

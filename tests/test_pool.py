@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -106,6 +107,31 @@ def test_a_slow_endpoint_is_not_given_what_the_others_finish_sooner() -> None:
         await asyncio.gather(*(pool.submit(i) for i in range(12)))
         assert asyncio.get_running_loop().time() - began == pytest.approx(6)
         assert len(workers[2].done) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_every_request_ends(seed: int) -> None:
+    """Endpoints of any speed and size that fail at random: nobody waits for ever, nothing is answered twice."""
+
+    async def main() -> None:
+        rng = random.Random(seed)
+        kinds: list[Kind] = ["busy", "failed", "garbage", "unreachable", "timeout"]
+
+        def fault(n: int) -> EndpointError | None:
+            return error(rng.choice(kinds), 0.3) if rng.random() < 0.3 else None
+
+        workers = [
+            Worker(rng.choice((0.1, 1.0, 8.0)), lanes := rng.choice((1, 2, 8)), rng.choice((lanes, None)), fault)
+            for _ in range(rng.randint(1, 4))
+        ]
+        pool = Pool[int, int](workers, Policy(attempts=6, timeouts=3))
+        ends = await asyncio.gather(*(pool.submit(i) for i in range(120)), return_exceptions=True)
+        answered = [i for i, end in enumerate(ends) if end == 10 * i]
+        assert len(answered) + sum(isinstance(end, EndpointError) for end in ends) == 120 and len(answered) > 90
+        assert sorted(request for w in workers for request in w.done) == answered
+        assert all(load.in_flight == load.queued == 0 for load in pool.loads())
 
     run(main())
 

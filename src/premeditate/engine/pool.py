@@ -283,18 +283,17 @@ class Pool(Generic[Request, Answer]):
         others = [s for s in self.seats if id(s) not in avoid]
         if not any(not s.is_down(now) for s in others):
             others = self.seats
-        free = [s for s in others if s.has_room(now)]
-        # Of equals the faster one: a slow endpoint takes part, but not before the others are full.
-        best = min(free, key=lambda s: (s.in_flight / s.capacity.now, s.usual, random.random()), default=None)
-        return best if best is None or self._is_worth_it(best, others, now) else None
+        free = [s for s in others if s.has_room(now) and self._is_worth_it(s, others, now)]
+        return min(free, key=lambda s: (s.in_flight / s.capacity.now, s.usual, random.random()), default=None)
 
     def _is_worth_it(self, seat: Seat[Request, Answer], others: list[Seat[Request, Answer]], now: float) -> bool:
-        """False for an endpoint so slow that the others will have done all that is asked by the time it is through."""
+        """False for an endpoint so slow that the others will be through with what is asked before it is. The fastest
+        one is always worth it, so somebody is."""
         rest = [s for s in others if s is not seat and not s.is_down(now) and now >= s.rests_until]
         if not seat.usual or not rest or not all(s.usual for s in rest):
             return True
         rate = sum(s.capacity.now / s.usual for s in rest)
-        return seat.usual * rate <= len(self._waiting) + 1 + sum(s.in_flight for s in rest)
+        return seat.usual <= (len(self._waiting) + 1) / rate + min(s.usual for s in rest)
 
     async def _take(self, tried: _Try) -> Seat[Request, Answer]:
         """A place at an endpoint, in the order of asking; a request that was sent before goes first."""
