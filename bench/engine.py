@@ -73,7 +73,8 @@ DIRECT = Settings(strategy="direct")
 
 
 def think(rounds: int) -> Settings:
-    return Settings(strategy="think-while-edit", max_rounds=rounds)
+    """As EditThinker runs: the first edit is made with the instruction as it is."""
+    return Settings(strategy="think-while-edit", max_rounds=rounds, first="instruction")
 
 
 Row = dict[str, Any]
@@ -127,7 +128,7 @@ def overload(quick: bool) -> Iterator[Row]:
 
 def overlap(quick: bool) -> Iterator[Row]:
     """3. A critic that takes 0.8 of the editor's time, 64 tasks x 4 rounds."""
-    seconds, lanes = (0.4, 16) if quick else (0.5, 8)
+    seconds, lanes = (0.125, 4) if quick else (0.5, 8)
     critic = Backend("critic", 0.8 * seconds, lanes)
     with running(Backend("editor", seconds, lanes), critic) as backends:
         store = MemoryStore()

@@ -21,13 +21,28 @@ from support.tiny_vlm import build_vlm
     ("", "name one: micro"),
     ("no/such/thing", "did you mean"),
     ("../elsewhere", "did you mean"),
-    ("https://example.org/model", "is an address"),
+    ("https://", "names no host"),
+    ("voodoo+https://example.org/v1", "there is no editor dialect 'voodoo'"),
+    ("https://example.org/v1?stepz=8", "did you mean steps"),
 ])  # fmt: skip
 def test_wrong_specs_name_the_nearest(spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         presets.load_editor(spec)
     assert isinstance(caught.value, ValueError) and caught.value.exit_code == ExitCode.MODEL
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_is_as_many_endpoints_as_it_names() -> None:
+    ends = presets.load_editor("vllm-omni+http://a:1/v1,http://b:2/v1?steps=8#org/model")
+    assert (
+        isinstance(ends, list) and [e.host for e in ends] == ["a:1", "b:2"] and {e.name for e in ends} == {"org/model"}
+    )
+    chats = presets.load_reasoner("http://c:3/v1?samples=9#vlm")
+    assert isinstance(chats, list) and chats[0].host == "c:3" and chats[0].samples == 9 and chats[0].name == "vlm"
+    with pytest.raises(ModelError, match="does not speak 'sglang'"):
+        presets.load_reasoner("sglang+http://c:3/v1")
+    with pytest.raises(ModelError, match="is an address"):
+        presets.resolve("editor", "https://example.org/v1")
 
 
 def test_folders_of_the_wrong_kind(tmp_path: Path) -> None:

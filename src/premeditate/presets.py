@@ -1,4 +1,5 @@
-"""SPECs: how a user names a model. A preset's name, a folder, or a hub id `org/name`; loaded once per process."""
+"""SPECs: how a user names a model. A preset's name, a folder, a hub id `org/name`, or an address (see
+`premeditate.address`). What runs in this process is loaded once."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from premeditate.address import is_address
 from premeditate.errors import ModelError
 from premeditate.local import nearest
 
@@ -135,11 +137,16 @@ _loaded: dict[tuple[str, str, str], Any] = {}
 _lock = threading.Lock()
 
 
-def load_editor(spec: str, **options: Any) -> Editor:
-    """The editor that `spec` names, loaded once per process for each (spec, options).
+def load_editor(spec: str, **options: Any) -> Editor | list[Any]:
+    """The editor that `spec` names, loaded once per process for each (spec, options); for an address a list of
+    endpoints, which `premeditate.engine.pooled.pooled` makes one editor of.
 
     `options`: see `premeditate.editors.diffusers.DiffusersEditor.load`. Raises `ModelError`, a ValueError.
     """
+    if isinstance(spec, str) and is_address(spec):
+        from premeditate.editors.addresses import open_editors
+
+        return open_editors(spec, **options)
 
     def load(model: str, settings: dict[str, Any]) -> Editor:
         from premeditate.editors.diffusers import DiffusersEditor
@@ -149,11 +156,15 @@ def load_editor(spec: str, **options: Any) -> Editor:
     return _load("editor", EDITORS, "model_index.json", load, spec, options)
 
 
-def load_reasoner(spec: str, **options: Any) -> Reasoner:
-    """The reasoner that `spec` names, loaded once per process for each (spec, options).
+def load_reasoner(spec: str, **options: Any) -> Reasoner | list[Any]:
+    """The reasoner that `spec` names, as `load_editor`.
 
     `options`: see `premeditate.reasoners.transformers.TransformersReasoner.load`. Raises `ModelError`, a ValueError.
     """
+    if isinstance(spec, str) and is_address(spec):
+        from premeditate.reasoners.addresses import open_reasoners
+
+        return open_reasoners(spec, **options)
 
     def load(model: str, settings: dict[str, Any]) -> Reasoner:
         from premeditate.reasoners.transformers import TransformersReasoner
@@ -211,10 +222,10 @@ def _resolve(kind: str, presets: dict[str, Preset], index: str, spec: str) -> Pr
     if folder.exists():
         raise ModelError(f"{spec} is a file", f"give a folder, a hub id org/name, or one of {', '.join(presets)}")
     if spec.startswith(("http:", "https:")):
-        raise ModelError(f"{spec} is an address", "give the hub id org/name, or a folder that you downloaded")
+        raise ModelError(f"{spec} is an address", "a model in this process is a preset, a folder or a hub id org/name")
     if _HUB_ID.fullmatch(spec) and not spec.startswith("."):
         return Preset(spec, "a hub repository")
     raise ModelError(
         f"there is no {kind} {spec!r}",
-        f"did you mean {nearest(spec, list(presets))}? Or give a folder or a hub id org/name",
+        f"did you mean {nearest(spec, list(presets))}? Or give a folder, a hub id org/name or an address",
     )
