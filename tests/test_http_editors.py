@@ -318,10 +318,13 @@ def test_cancelling_reaches_the_server(server: ImagesServer, editor: OpenAIImage
     asyncio.run(go())
 
 
-def test_a_batch_runs_at_once_and_in_order(server: ImagesServer, editor: OpenAIImagesEditor) -> None:
-    sources = [smooth(64 + 32 * i, 64) for i in range(8)]
-    results = run(editor, *map(ask, sources))
-    assert [r.image.size for r in results if r.image] == [s.size for s in sources]
+def test_a_batch_comes_back_in_order(server: ImagesServer, editor: OpenAIImagesEditor) -> None:
+    sources = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(12)]
+    results = run(editor, *(ask(source, seed=i, key=f"k{i}") for i, source in enumerate(sources)))
+    assert [difference(r.image, s) for r, s in zip(results, sources, strict=True)] == [0] * 12
+    assert sorted((form["seed"], key[1:]) for form, key in zip(server.forms, server.keys, strict=True)) == sorted(
+        (str(i), str(i)) for i in range(12)
+    )
     assert all(r.seconds > 0 for r in results) and isinstance(editor, Editor)
 
 

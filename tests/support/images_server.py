@@ -71,7 +71,7 @@ class ImagesServer(Loopback):
     `paint(image)`: the edit of the first image. `faults`: consumed by the next edits, None for none. `models`, `key`,
     `about` (GET /health: a dict, None for an empty answer, "missing" for 404), `owner`. Read: `forms` (fields and
     names of the files' parts), `pictures` (of each edit), `keys` (Idempotency-Key), `made` (edits carried out), `left`
-    (calls whose client went away), `fetched`, `headers` (of the last call).
+    (calls whose client went away), `fetched`.
     """
 
     def __init__(self, dialect: str = "vllm-omni") -> None:
@@ -90,7 +90,6 @@ class ImagesServer(Loopback):
         self.about: dict[str, Any] | str | None = None
         self.forms, self.pictures = list[dict[str, Any]](), list[list[Image.Image]]()
         self.keys, self.made, self.left, self.fetched = list[str](), 0, 0, 0
-        self.headers: dict[str, str] = {}
         self._answers: dict[str, bytes] = {}
 
     @property
@@ -113,8 +112,7 @@ class ImagesServer(Loopback):
         return Response(self._stored, media_type="image/png")
 
     async def _edit(self, request: Request) -> Response:
-        self.headers = dict(request.headers)
-        if self.key and self.headers.get("authorization") != f"Bearer {self.key}":
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return _error(401, "no such key")
         form = await request.form()
         files = [(part, await file.read()) for part, file in form.multi_items() if isinstance(file, UploadFile)]
@@ -122,7 +120,7 @@ class ImagesServer(Loopback):
         self.forms.append({**fields, "files": [part for part, _ in files]})
         if problem := self._check(fields, [part for part, _ in files]):
             return _error(400, problem)
-        key = self.headers.get("idempotency-key", "")
+        key = request.headers.get("idempotency-key", "")
         self.keys.append(key)
         fault = self.faults.popleft() if self.faults else None
         if fault == "hang":
