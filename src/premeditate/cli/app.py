@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, edit, microworld, report
+from premeditate.cli import bench, edit, microworld, report, run
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -48,6 +48,7 @@ def _root(
 
 
 app.command("edit", epilog=EPILOG)(edit.edit)
+app.command("run")(run.run)
 app.command("report")(report.report)
 app.add_typer(bench.app, name="bench")
 app.add_typer(microworld.app, name="microworld")

@@ -58,6 +58,11 @@ def state_of(trace: Trace) -> State:
     return State("unverified", "Not verified", trace.selection.reason)
 
 
+def headline(trace: Trace) -> str:
+    """What a trace is about; the task's name where its instruction could not be read either."""
+    return trace.task.instruction or trace.task.id
+
+
 def render(trace: Trace, store: Images) -> str:
     """The report of one trace as a single HTML file. Pictures that cannot be read are named as missing, in place."""
     return _page(
@@ -67,7 +72,7 @@ def render(trace: Trace, store: Images) -> str:
         state=state_of(trace),
         phases=phases(trace),
         facts=facts(trace),
-        title=trace.task.instruction,
+        title=headline(trace),
     )
 
 
@@ -230,6 +235,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        headline=headline,
         seconds=seconds,
         percent=percent,
         by_dimension=by_dimension,
