@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import weakref
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class EventLog:
         self._forget()
 
     def _forget(self) -> None:
-        self._spans: dict[str, list[tuple[int, int]]] = {}  # trace id -> (offset, length) of its lines
+        # trace id -> offset, length, offset, length, ... of its lines, in as few bytes as a long run wants
+        self._spans: dict[str, array[int]] = {}
         self._scanned = 0  # bytes covered by the spans: up to and with the last newline
         self._lines = 0
         self._tail: tuple[str, bytes] | None = None  # a whole event that lacks only its newline
@@ -80,7 +82,10 @@ class EventLog:
                 for line in lines:
                     if (head := _HEAD.match(line)) is None:
                         raise StoreError(f"line {self._lines + 1} of {self.path} is damaged", _DAMAGED)
-                    self._spans.setdefault(head.group(1).decode(), []).append((self._scanned, len(line)))
+                    name = head.group(1).decode()
+                    if (spans := self._spans.get(name)) is None:
+                        spans = self._spans[name] = array("Q")
+                    spans.extend((self._scanned, len(line)))
                     self._scanned += len(line) + 1
                     self._lines += 1
         head = _HEAD.match(rest) if _is_whole(rest) else None
@@ -100,7 +105,7 @@ class EventLog:
         if spans := self._spans.get(trace_id):
             try:
                 with open(self.path, "rb") as file:
-                    for offset, length in spans:
+                    for offset, length in zip(spans[::2], spans[1::2], strict=True):
                         file.seek(offset)
                         raw.append(file.read(length))
             except OSError as error:
