@@ -95,11 +95,13 @@ class Source:
         self.own: OwnPlans | None = None
         self.filter = None if vae is None else round_trip(vae, random.Random(f"vae/{seed}"))
 
-    def adapt(self, rates: dict[str, dict[str, Any]]) -> None:
-        """`rates` by "kind/family": what goes well is drawn down to a fifth as often."""
+    def adapt(self, plans: dict[str, dict[str, Any]], checklists: dict[str, dict[str, Any]]) -> None:
+        """Rates by "kind/family": what goes well, plan and checklist both, is drawn down to a fifth as often."""
         for i, family in enumerate(TRAINED):
-            if (row := rates.get(f"{family.kind}/{family.name}")) is not None:
-                self.hard[i] = 0.5 * self.hard[i] + 0.5 * min(1.0, max(0.2, 1.15 - row["rate"]))
+            name = f"{family.kind}/{family.name}"
+            if name in plans:
+                worse = min(plans[name]["rate"], checklists[name]["rate"])
+                self.hard[i] = 0.5 * self.hard[i] + 0.5 * min(1.0, max(0.2, 1.15 - worse))
 
     def _tasks(self, n: int, hard: bool) -> Iterator[Any]:
         weights = [b * h if hard else b for b, h in zip(self.base, self.hard, strict=True)]
@@ -349,7 +351,7 @@ def train_reasoner(
             trainer.average.swap()
             trainer.model.eval()
             seen = evaluate_model(trainer.model, encoder, look, look_seed, families=TRAINED)
-            source.adapt(seen["plan_by_family"])
+            source.adapt(seen["plan_by_family"], seen["checklist_by_family"])
             if source.own is not None and not ends:
                 refill()
             weak = {k.split("/")[1]: round(v["rate"], 2) for k, v in seen["plan_by_family"].items() if v["rate"] < 0.7}
