@@ -98,7 +98,7 @@ def run(
     total, listed = count(tasks), rows(tasks)
     if not total:
         raise PremeditateError(f"{tasks} holds no task", "write one line of JSON per task")
-    store = RunStore(output)
+    store = RunStore(output, sync=False)  # safe against a kill; waiting for the disk would hold up every endpoint
     if store.traces() and not resume:
         raise StoreError(f"{output} holds a run already", "add --resume to go on with it, or give another folder")
     page = None if no_report else report or (output / "report.html" if total <= PAGES else None)
