@@ -55,7 +55,7 @@ def train(
         typer.Option(
             metavar="SPEC",
             help="Reasoner only: a second course for this one, with its own mistakes among "
-            "the lessons [default minutes: 45].",
+            "the lessons [default minutes: 30].",
             show_default=False,
         ),
     ] = None,
@@ -103,7 +103,7 @@ def _train_reasoner(
     from premeditate.microworld.models.reasoner_train import train_reasoner
 
     begin = None if start is None else Path(presets.resolve("reasoner", start).spec)
-    seconds = None if steps and not minutes else 60 * (minutes or (90 if begin is None else 45))
+    seconds = None if steps and not minutes else 60 * (minutes or (90 if begin is None else 30))
     resume = not fresh and (out / "checkpoint.pt").exists()
     train_reasoner(out, seconds=seconds, steps=None if seconds else steps, seed=seed, resume=resume, log=typer.echo,
                    threads=threads, start=begin)  # fmt: skip

@@ -266,7 +266,7 @@ def train_reasoner(
     log: Callable[[str], None] | None = print,
     every: float = 240.0,
     look: int = 384,
-    base_at: float = 0.11,
+    base_at: float = 0.25,
     decay: float = 0.4,
     threads: int = 1,
     texts: int = 6000,
