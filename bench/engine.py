@@ -138,6 +138,19 @@ def overlap(quick: bool) -> Iterator[Row]:
     yield row("busier backend utilised", busy, ">= 0.95", busy >= 0.95, wall=wall, edits=stats["executed"])
 
 
+def peer(quick: bool) -> Iterator[Row]:
+    """EditThinker's own case: 64 tasks x 5 rounds, 4 endpoints with 2 GPUs each, an edit in 1 s, a critique in 0.3 s.
+    Its driver, which sends every second call to the same endpoint, took 65.3 s where 40 s are ideal."""
+    if quick:
+        return
+    editors = [Backend(f"editor {i}", 1.0, lanes=2) for i in range(4)]
+    with running(*editors, Backend("critic", 0.3, lanes=64)) as backends:
+        store = MemoryStore()
+        _, wall = timed(engine(backends.urls[:4], backends.urls[4], store, think(5), Policy()), store, 64)
+        executed = sum(s["executed"] for s in backends.stats()[:4])
+    yield row("EditThinker's case: wall / ideal", wall / 40, "<= 1.05", wall <= 42 and executed == 320, wall=wall)
+
+
 def overhead(quick: bool) -> Iterator[Row]:
     """4. Backends without latency: rounds per CPU second of this process, and its memory over many tasks."""
     from premeditate.editors.callable import CallableEditor
@@ -282,8 +295,8 @@ def storm(quick: bool) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
-    "dispatch": dispatch, "overload": overload, "overlap": overlap, "overhead": overhead, "killed": killed,
-    "storm": storm,
+    "dispatch": dispatch, "overload": overload, "overlap": overlap, "peer": peer, "overhead": overhead,
+    "killed": killed, "storm": storm,
 }  # fmt: skip
 
 
