@@ -31,6 +31,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self.name, self.seconds, self.says, self.well = name, seconds, says, well
         self.fault = fault or (lambda n: None)
+        self.takes: Callable[[int], float] = lambda request: self.seconds
         self.calls: list[tuple[float, int]] = []
         self.done: list[int] = []
         self.cancelled: list[int] = []
@@ -47,7 +48,7 @@ class Worker:
                 await asyncio.sleep(0.01)
                 raise found
             async with asyncio.timeout(timeout), self._lanes:
-                await asyncio.sleep(self.seconds)
+                await asyncio.sleep(self.takes(request))
         except TimeoutError:
             raise error("timeout") from None
         except asyncio.CancelledError:
@@ -152,6 +153,34 @@ def test_capacity_is_learnt_where_nobody_says_it(lanes: int) -> None:
         _, seconds = await all_of([worker], 60 * lanes)
         assert seconds <= 60 * 1.12 + 2  # the time it takes to learn, too
         assert lanes <= worker.most <= max(2 * lanes, lanes + 2)
+
+    run(main())
+
+
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_a_chat_server_is_not_held_back_by_long_answers(lanes: int) -> None:
+    """Answers of very unlike length: their latencies say nothing of the server's room."""
+    rng = random.Random(0)
+    lengths = [rng.choice((0.1, 5.0)) for _ in range(60 * lanes)]
+
+    async def main(steady: bool) -> float:
+        worker = Worker(lanes=lanes)
+        worker.takes = lengths.__getitem__
+        pool = Pool[int, int]([worker], steady=steady)
+        await asyncio.gather(*(pool.submit(i) for i in range(len(lengths))))
+        return asyncio.get_running_loop().time() / (sum(lengths) / lanes)
+
+    assert run(main(False)) < 1.25 < run(main(True))
+
+
+def test_a_chat_server_that_turns_calls_away_is_asked_for_less() -> None:
+    async def main() -> None:
+        worker = Worker(lanes=5)
+        worker.fault = lambda n: error("busy", 0.1) if worker.inside > 5 else None
+        pool = Pool[int, int]([worker], Policy(), steady=False)
+        await asyncio.gather(*(pool.submit(i) for i in range(300)))
+        turned_away = len(worker.calls) - 300
+        assert turned_away < 60 and asyncio.get_running_loop().time() < 1.3 * 60
 
     run(main())
 

@@ -120,9 +120,12 @@ class _Try:
 
 
 class Pool(Generic[Request, Answer]):
-    """`await submit(request)` from any number of coroutines of one event loop; another loop may follow."""
+    """`await submit(request)` from any number of coroutines of one event loop; another loop may follow. `steady`: calls
+    take about equally long, which capacity and the choice of an endpoint are then learnt from."""
 
-    def __init__(self, endpoints: Sequence[Endpoint[Request, Answer]], policy: Policy | None = None) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint[Request, Answer]], policy: Policy | None = None, *, steady: bool = True
+    ) -> None:
         if not endpoints:
             raise ValueError("a pool needs at least one endpoint")
         self.policy = policy or Policy()
@@ -130,7 +133,7 @@ class Pool(Generic[Request, Answer]):
         for endpoint in endpoints:
             fixed = getattr(endpoint, "capacity", None) or self.policy.capacity
             breaker = Breaker(failures=self.policy.failures, cool=self.policy.cool)
-            self.seats.append(Seat(endpoint, Capacity(fixed), breaker))
+            self.seats.append(Seat(endpoint, Capacity(fixed, steady), breaker))
         self._waiting: deque[_Waiter[Request, Answer]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: asyncio.Task[None] | None = None
@@ -251,6 +254,8 @@ class Pool(Generic[Request, Answer]):
             seat.rests_until = max(seat.rests_until, now + rest)
         else:
             seat.breaker.failed(now)
+            if error.kind == "timeout":
+                seat.capacity.timed_out(n)
 
     async def _consider(self, tried: _Try, seat: Seat[Request, Answer], error: EndpointError) -> None:
         """Returns after the wait that is due if the request is to be sent again; raises otherwise."""
@@ -290,7 +295,7 @@ class Pool(Generic[Request, Answer]):
         """False for an endpoint so slow that the others will be through with what is asked before it is. The fastest
         one is always worth it, so somebody is."""
         rest = [s for s in others if s is not seat and not s.is_down(now) and now >= s.rests_until]
-        if not seat.usual or not rest or not all(s.usual for s in rest):
+        if not seat.capacity.steady or not seat.usual or not rest or not all(s.usual for s in rest):
             return True
         rate = sum(s.capacity.now / s.usual for s in rest)
         return seat.usual <= (len(self._waiting) + 1) / rate + min(s.usual for s in rest)

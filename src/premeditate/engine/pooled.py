@@ -23,9 +23,10 @@ class _Pooled(Generic[Request, Answer]):
     """What both have in common. `concurrent` tells the engine not to gather batches: every request goes on its own."""
 
     concurrent = True
+    steady = True
 
     def __init__(self, endpoints: Sequence[Endpoint[Request, Answer]], policy: Policy | None = None) -> None:
-        self.pool: Pool[Request, Answer] = Pool(endpoints, policy)
+        self.pool: Pool[Request, Answer] = Pool(endpoints, policy, steady=self.steady)
         self._endpoints = list(endpoints)
 
     @property
@@ -85,6 +86,8 @@ class PooledEditor(_Pooled[EditRequest, EditResult]):
 
 class PooledReasoner(_Pooled[ChatRequest, Completion]):
     """A `Reasoner` over endpoints that each answer one chat per call."""
+
+    steady = False
 
     def __init__(self, endpoints: Sequence[Any], policy: Policy | None = None) -> None:
         super().__init__(endpoints, policy)
