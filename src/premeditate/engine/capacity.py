@@ -9,10 +9,10 @@ only queue. This is the rule of TCP Vegas (Brakmo and Peterson, 1995) on calls i
     waiting > HIGH                             limit - 1 for each limit's worth of calls
     busy (429, 503)                            limit := min(limit, n - 1), and no fast start any more
 
-A limit one too high costs nothing but a call that waits there instead of here. Of a chat model latencies say nothing: an
-answer of a thousand words takes longer than a yes, and such servers batch what they are given. There the limit begins
-at `FIRST` and grows by one for each limit's worth of calls until the endpoint turns one away or a call times out, which
-halves it (the rule of TCP Reno).
+A limit one too high costs nothing but a call that waits there instead of here. Of a chat model latencies say nothing:
+an answer of a thousand words takes longer than a yes, and such servers batch what they are given. There the limit
+begins at `FIRST` and grows by one for each limit's worth of calls, until the endpoint turns one away or a call times
+out, which halves it (the rule of TCP Reno).
 """
 
 from __future__ import annotations
