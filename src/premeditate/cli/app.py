@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, edit, microworld, report, run
+from premeditate.cli import bench, doctor, edit, microworld, models, report, run
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -48,7 +48,9 @@ def _root(
 
 
 app.command("edit", epilog=EPILOG)(edit.edit)
-app.command("run")(run.run)
+app.command("run", epilog=EPILOG)(run.run)
 app.command("report")(report.report)
+app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(microworld.app, name="microworld")
