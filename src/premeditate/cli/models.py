@@ -43,7 +43,7 @@ def models(
 
     console = Console()
     wide = console.width >= WIDE
-    columns = [c for c in COLUMNS if wide or c not in ("what", "licence")]
+    columns = [c for c in COLUMNS if wide or c not in ("what", "weights")]
     for kind, listed in rows.items():
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column(kind, style="bold", no_wrap=True, min_width=max(len(row["name"]) for row in listed))
