@@ -83,6 +83,18 @@ def test_edit_over_addresses_ends_verified_with_its_record(editor: ImagesServer,
     assert editor.made == made and len(RunStore.open(run).traces()) == 1
 
 
+def test_a_judge_that_has_no_part_in_the_plans(editor: ImagesServer, chat: ChatServer, photo: Path) -> None:
+    editor.reset()
+    chat.tops = [{"Yes": 0.9, "No": 0.05}]
+    with ChatServer("logprobs") as judge:
+        judge.models, judge.tops = ["judge"], [{"Yes": 0.05, "No": 0.9}]
+        code, told = invoke("edit", photo, "make it evening", "-o", photo.with_name("j.png"), "--max-rounds", 1,
+                            "--editor", editor.url, "--reasoner", chat.url, "--verifier", judge.url)  # fmt: skip
+    assert code == ExitCode.NOT_VERIFIED and {item["p_yes"] < 0.1 for item in told["checklist"]} == {True}
+    assert told["settings"]["verifier"] == "checklist (judge)" and told["settings"]["reasoner"] == "tiny"
+    assert told["versions"][f"verifier {judge.host} probability"] == "top_logprobs"
+
+
 def test_a_critic_that_is_never_content_gets_every_round(editor: ImagesServer, chat: ChatServer, photo: Path) -> None:
     editor.reset()
     chat.tops = [{"Yes": 0.1, "No": 0.8}]

@@ -151,6 +151,8 @@ def test_verifiers_are_found_by_name() -> None:
     assert isinstance(api.load_verifier("exact", oracle), ExactVerifier)
     assert isinstance(api.load_verifier("premeditate.microworld.verifier:ExactVerifier", oracle), ExactVerifier)
     assert api.load_verifier("none", oracle) is None
+    judge = api.load_verifier("micro-base", oracle)
+    assert isinstance(judge, ChecklistVerifier) and judge.reasoner.name == "micro-base"
     for spec, message in [("hope", "no verifier 'hope'"), ("no.such:thing", "cannot be loaded"),
                           ("json:loads", "cannot be loaded"),
                           ("premeditate.microworld.verifier:Nothing", "cannot be loaded"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ Value = TypeVar("Value")
 
 VERIFIERS = {"exact": "premeditate.microworld.verifier:ExactVerifier"}
 """Verifier names beside "reasoner" (the checklist verifier) and "none"."""
+_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,11 @@ def edit(
     `image`: a path, encoded bytes, a Pillow image or a uint8 array [H, W], [H, W, 3] or [H, W, 4]; or several of them
     (the first is edited, the others are shown). `editor`, `reasoner`: a SPEC (preset, folder, hub id, address), an
     object of the protocol, or several endpoints of one model in a list. `verifier`: "reasoner" (its checklist and
-    answers), "exact" (micro world), "none", "module:attribute" or an object. `options`: `strategy`, `max_rounds`,
-    `chains`, `seed` and the other fields of `premeditate.engine.strategies.Settings`. `policy`: how endpoints are
-    treated (time-outs, retries, capacity: `premeditate.engine.pool.Policy`). `store`: a folder that keeps the record;
-    the same call on the same folder goes on where it was cut off, or returns what is there. `on_event(trace, event)` is
-    called after every stored event.
+    answers), "exact" (micro world), "none", "module:attribute", the SPEC of another reasoner that answers instead, or
+    an object. `options`: `strategy`, `max_rounds`, `chains`, `seed` and the other fields of
+    `premeditate.engine.strategies.Settings`. `policy`: how endpoints are treated (time-outs, retries, capacity:
+    `premeditate.engine.pool.Policy`). `store`: a folder that keeps the record; the same call on the same folder goes on
+    where it was cut off, or returns what is there. `on_event(trace, event)` is called after every stored event.
 
     Raises a ValueError with the mend for what the caller can put right (`ImageError`, `InstructionError`, `ModelError`
     where no edit could be made at all, `StoreError`). Also works inside a running event loop, on a thread of its own;
@@ -222,22 +224,28 @@ def load_parts(
 
     the_editor: Editor = pooled(presets.load_editor(editor) if isinstance(editor, str) else editor, policy)
     the_reasoner: Reasoner = pooled(presets.load_reasoner(reasoner) if isinstance(reasoner, str) else reasoner, policy)
-    chosen = load_verifier(verifier, the_reasoner) if isinstance(verifier, str) else verifier
+    chosen = load_verifier(verifier, the_reasoner, policy) if isinstance(verifier, str) else verifier
     return the_editor, the_reasoner, chosen
 
 
-def load_verifier(spec: str, reasoner: Reasoner) -> Verifier | None:
-    """The verifier that `spec` names: "reasoner", "exact", "none", or "module:attribute" (a verifier, or a class or
-    function without arguments that makes one). Raises `ModelError` for anything else."""
-    if spec == "reasoner":
-        return ChecklistVerifier(reasoner)
+def load_verifier(spec: str, reasoner: Reasoner, policy: Policy | None = None) -> Verifier | None:
+    """The verifier that `spec` names: "reasoner" (checks with `reasoner`), "exact", "none", "module:attribute" (a
+    verifier, or a class or function without arguments that makes one), or the SPEC of another reasoner, which then
+    answers the checklists: a judge that has no part in the plans. Raises `ModelError` for anything else."""
+    from premeditate import presets
+
     if spec == "none":
         return None
-    module, _, attribute = VERIFIERS.get(spec, spec).partition(":")
-    if not attribute:
-        raise ModelError(
-            f"there is no verifier {spec!r}", f"use reasoner, {', '.join(VERIFIERS)}, none or module:attribute"
-        )
+    if spec == "reasoner":
+        return ChecklistVerifier(reasoner)
+    where = VERIFIERS.get(spec, spec)
+    if not _ATTRIBUTE.fullmatch(where):
+        try:
+            return ChecklistVerifier(pooled(presets.load_reasoner(spec), policy))
+        except ModelError as error:
+            names = f"reasoner, {', '.join(VERIFIERS)}, none, module:attribute or the SPEC of a reasoner"
+            raise ModelError(f"there is no verifier {spec!r} ({error.problem})", f"use {names}") from error
+    module, _, attribute = where.partition(":")
     try:
         found = getattr(import_module(module), attribute)
         made = found() if (callable(found) and not isinstance(found, Verifier)) or isinstance(found, type) else found

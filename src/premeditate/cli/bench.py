@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, Strategy
+from premeditate.cli.options import SPEC, Chains, Strategy, Verifier
 
 if TYPE_CHECKING:
     from premeditate.engine.walk import OnEvent
@@ -37,7 +37,7 @@ def run(
     stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
     editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
     reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    verifier: Annotated[str, typer.Option(metavar="SPEC", help='"reasoner", "exact" or "none".')] = "reasoner",
+    verifier: Verifier = "reasoner",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Largest batch for each model; 1: one by one.")] = 32,
     store: Annotated[
         Path | None,
@@ -67,8 +67,9 @@ def run(
     try:
         with _Counter(n, show=not json_output) as counter:
             report = microworld.run(
-                n, split, seed=seed, strategy=strategy, editor=editor, reasoner=reasoner, verifier=verifier, chains=chains,
-                max_rounds=max_rounds, stepwise=stepwise, store=kept, limits=limits, on_event=counter.on_event,
+                n, split, seed=seed, strategy=strategy, editor=editor, reasoner=reasoner, verifier=verifier,
+                chains=chains, max_rounds=max_rounds, stepwise=stepwise, store=kept, limits=limits,
+                on_event=counter.on_event,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout
+from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout, Verifier
 from premeditate.errors import ExitCode, ModelError, PremeditateError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def edit(
     stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
     editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
     reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    verifier: Annotated[str, typer.Option(metavar="SPEC", help='"reasoner", "exact" or "none".')] = "reasoner",
+    verifier: Verifier = "reasoner",
     timeout: Timeout = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")] = 0,
     report: Annotated[

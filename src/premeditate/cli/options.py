@@ -35,3 +35,7 @@ Timeout = Annotated[
                  show_default=False),
 ]  # fmt: skip
 SPEC = "Preset, local folder, hub id or address (premeditate models)."
+Verifier = Annotated[
+    str,
+    typer.Option(metavar="SPEC", help='"reasoner", "exact", "none", module:attribute, or another reasoner as judge.'),
+]

@@ -54,7 +54,7 @@ class Breaker:
         if self.opened and not self.probing:
             return
         if self.probing or self.in_a_row >= self.failures:
-            rest = min(self.longest, self.cool * 2**self.opened) * (1 + self.jitter * self.rng.random())
+            rest = min(self.longest, self.cool * 2 ** min(self.opened, 30)) * (1 + self.jitter * self.rng.random())
             self.opened, self.probing, self.until = self.opened + 1, False, now + rest
 
     def gave_up(self) -> None:

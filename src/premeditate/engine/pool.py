@@ -20,7 +20,8 @@ from typing import Generic, TypeVar
 
 from premeditate.engine.breaker import Breaker, State
 from premeditate.engine.capacity import Capacity
-from premeditate.remote import Endpoint, EndpointError
+from premeditate.engine.seat import Seat
+from premeditate.remote import Endpoint, EndpointError, Health
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -75,38 +76,14 @@ class Load:
     state: State = "closed"
 
 
-@dataclass
-class Seat(Generic[Request, Answer]):
-    """One endpoint and what is known of it."""
-
-    endpoint: Endpoint[Request, Answer]
-    capacity: Capacity
-    breaker: Breaker
-    in_flight: int = 0
-    done: int = 0
-    failed: int = 0
-    rests_until: float = 0.0
-    denied: EndpointError | None = None
-    usual: float = 0.0
-    """Seconds that a call takes here, smoothed."""
-
-    def has_room(self, now: float) -> bool:
-        ready = self.denied is None and self.breaker.allows(now) and now >= self.rests_until
-        return ready and self.in_flight < self.capacity.now
-
-    def is_down(self, now: float) -> bool:
-        return self.denied is not None or self.breaker.state(now) != "closed"
-
-    @property
-    def host(self) -> str:
-        return str(getattr(self.endpoint, "host", self.endpoint.name))
-
-
 @dataclass(eq=False)
 class _Waiter(Generic[Request, Answer]):
     future: asyncio.Future[Seat[Request, Answer]]
     avoid: set[int]
-    since: float
+
+
+class _Unwell(EndpointError):
+    """What an endpoint met when it was asked how it is: no request was sent."""
 
 
 @dataclass
@@ -145,9 +122,9 @@ class Pool(Generic[Request, Answer]):
 
     async def submit(self, request: Request) -> Answer:
         """The answer to one request, from whichever endpoint. Raises `EndpointError` when it cannot be had."""
-        await self.prepare()
         tried = _Try()
         while True:
+            await self.prepare()
             seat = await self._take(tried)
             try:
                 return await self._send(seat, request)
@@ -162,7 +139,7 @@ class Pool(Generic[Request, Answer]):
             self._loop, self._asked, self._timer, self._down_since = loop, None, None, None
             self._waiting.clear()
             for seat in self.seats:
-                seat.in_flight, seat.rests_until = 0, 0.0
+                seat.in_flight, seat.rests_until, seat.busy_since, seat.refuses = 0, 0.0, None, False
                 seat.breaker.succeeded()
         if self._asked is None:
             self._asked = asyncio.create_task(self._ask_all())
@@ -179,10 +156,11 @@ class Pool(Generic[Request, Answer]):
         return [Load(**{**vars(rows[0]), "queued": len(self._waiting)}), *rows[1:]]
 
     async def aclose(self) -> None:
-        """Closes the connections; the pool may be used again."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop = None
+        """Closes the connections, unless others still wait for answers; the pool may be used again, and asks again."""
+        if self._loop is asyncio.get_running_loop() and (self._waiting or any(s.in_flight for s in self.seats)):
+            return
+        if self._asked is not None and self._asked.done():
+            self._asked = None
         await asyncio.gather(*(seat.endpoint.aclose() for seat in self.seats), return_exceptions=True)
 
     # -- one call --------------------------------------------------------------------------------------------------
@@ -202,7 +180,7 @@ class Pool(Generic[Request, Answer]):
                 done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
                 good = [job for job in done if job.exception() is None]
                 if good or not racing:
-                    return (good or list(done))[0].result()
+                    return (good or [first])[0].result()
             raise AssertionError("a race has a last one")
         finally:
             for job in racing:
@@ -215,16 +193,12 @@ class Pool(Generic[Request, Answer]):
         try:
             if seat.breaker.state(began) != "closed":
                 seat.breaker.sent(began)
-                await asyncio.wait_for(seat.endpoint.health(), HEALTH)
+                await self._health(seat)
                 began = self._now()
             answer = await seat.endpoint.send(request, self.policy.timeout)
         except EndpointError as error:
             self._note(seat, error, n)
             raise
-        except TimeoutError:
-            down = EndpointError("unreachable", f"{seat.host} does not say how it is", "check the server")
-            self._note(seat, down, n)
-            raise down from None
         except BaseException:
             seat.breaker.gave_up()
             raise
@@ -232,6 +206,7 @@ class Pool(Generic[Request, Answer]):
             took = self._now() - began
             seat.done += 1
             seat.breaker.succeeded()
+            seat.busy_since, seat.refuses = None, False
             seat.capacity.took(took, n)
             seat.usual = took if not seat.usual else 0.8 * seat.usual + 0.2 * took
             return answer
@@ -242,16 +217,20 @@ class Pool(Generic[Request, Answer]):
     def _note(self, seat: Seat[Request, Answer], error: EndpointError, n: int) -> None:
         now = self._now()
         seat.failed += 1
-        self._last = error
         if error.kind == "rejected":
             seat.breaker.succeeded()  # it answered, and well: the request is at fault
-        elif error.kind == "denied":
+            return
+        self._last = error
+        if error.kind == "denied":
             seat.denied = error
         elif error.kind == "busy":
             seat.breaker.succeeded()
             seat.capacity.busy(n)
             rest = self.policy.backoff * (0.5 + random.random()) if error.retry_after is None else error.retry_after
             seat.rests_until = max(seat.rests_until, now + rest)
+            if seat.in_flight == 1:
+                seat.busy_since = now if seat.busy_since is None else seat.busy_since
+                seat.refuses = now - seat.busy_since > self.policy.patience
         else:
             seat.breaker.failed(now)
             if error.kind == "timeout":
@@ -271,6 +250,8 @@ class Pool(Generic[Request, Answer]):
             if now - tried.busy_since > self.policy.patience:
                 raise error
             return
+        if isinstance(error, _Unwell):
+            return  # it waits for an endpoint that is well; `_give_up` says for how long
         tried.busy_since = None
         tried.failures += 1
         tried.timeouts += error.kind == "timeout"
@@ -303,7 +284,7 @@ class Pool(Generic[Request, Answer]):
     async def _take(self, tried: _Try) -> Seat[Request, Answer]:
         """A place at an endpoint, in the order of asking; a request that was sent before goes first."""
         assert self._loop is not None
-        waiter = _Waiter[Request, Answer](self._loop.create_future(), tried.avoid, self._now())
+        waiter = _Waiter[Request, Answer](self._loop.create_future(), tried.avoid)
         (self._waiting.appendleft if tried.failures or tried.busy_since else self._waiting.append)(waiter)
         self._serve()
         try:
@@ -342,13 +323,13 @@ class Pool(Generic[Request, Answer]):
         self._wake(now)
 
     def _give_up(self, now: float) -> None:
-        """Where every endpoint has been down for longer than `patience`, waiting any longer helps nobody."""
-        if not all(s.is_down(now) for s in self.seats):
+        """Where no endpoint has been of use for longer than `patience`, waiting any longer helps nobody."""
+        if not all(s.is_down(now) or s.refuses for s in self.seats):
             self._down_since = None
             return
         self._down_since = now if self._down_since is None else self._down_since
-        denied = all(s.denied for s in self.seats)
-        if self._waiting and (denied or now - self._down_since >= self.policy.patience):
+        hopeless = all(s.denied or s.refuses for s in self.seats)
+        if self._waiting and (hopeless or now - self._down_since >= self.policy.patience):
             last = self._last or EndpointError("unreachable", "no endpoint answers", "start the server")
             for waiter in self._waiting:
                 if not waiter.future.done():
@@ -377,18 +358,27 @@ class Pool(Generic[Request, Answer]):
     async def _ask(self, seat: Seat[Request, Answer]) -> None:
         """Learns an endpoint's capacity, or that it is not there, before the first call."""
         try:
-            health = await asyncio.wait_for(seat.endpoint.health(), HEALTH)
-        except (EndpointError, TimeoutError) as error:
-            if isinstance(error, TimeoutError):
-                error = EndpointError("unreachable", f"{seat.host} does not say how it is", "check the server")
+            health = await self._health(seat)
+        except EndpointError as error:
             self._last = error
-            if error.kind == "denied":
-                seat.denied = error
+            seat.denied = error if error.kind == "denied" else None
             seat.breaker.in_a_row = self.policy.failures - 1
             seat.breaker.failed(self._now())
             return
+        seat.denied = None
+        seat.breaker.succeeded()
         if seat.capacity.fixed is None and health.capacity is not None:
             seat.capacity.fixed = max(1, health.capacity)
+
+    async def _health(self, seat: Seat[Request, Answer]) -> Health:
+        try:
+            return await asyncio.wait_for(seat.endpoint.health(), HEALTH)
+        except EndpointError as error:
+            # A question that is refused says nothing of the requests that wait.
+            kind = "failed" if error.kind == "rejected" else error.kind
+            raise _Unwell(kind, error.problem, error.mend, retry_after=error.retry_after) from error
+        except TimeoutError:
+            raise _Unwell("unreachable", f"{seat.host} does not say how it is", "check the server") from None
 
     def _now(self) -> float:
         return self._loop.time() if self._loop is not None else 0.0

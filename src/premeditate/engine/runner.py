@@ -131,9 +131,9 @@ class Engine:
         return {**asdict(self.settings), **models}
 
     def loads(self) -> list[Load]:
-        """What the editor and the reasoner are doing, one row per endpoint."""
+        """What the models are doing, one row per endpoint."""
         rows: list[Load] = []
-        for role, model in (("editor", self.editor), ("reasoner", self.reasoner)):
+        for role, model in self._models():
             desk = getattr(self._desks, role, None)
             if hasattr(model, "loads"):
                 rows += model.loads(role)
@@ -146,11 +146,11 @@ class Engine:
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Desks]:
         """The desks of one run; models behind endpoints are asked how they are before anything is begun."""
-        models: tuple[Any, ...] = (self.editor, self.reasoner, self.verifier)
-        for model in models:
+        models = self._models()
+        for _, model in models:
             if hasattr(model, "prepare"):
                 await model.prepare()
-        for role, model in zip(("editor", "reasoner", "verifier"), models, strict=True):
+        for role, model in models:
             if hasattr(model, "describe"):
                 self.versions |= {f"{role} {key}": value for key, value in model.describe().items()}
         desks = self._desks = Desks(
@@ -166,9 +166,15 @@ class Engine:
             for desk in (desks.editor, desks.reasoner, desks.verifier):
                 if desk is not None:
                     await desk.close()
-            for model in models:
+            for _, model in models:
                 if hasattr(model, "aclose"):
                     await model.aclose()
+
+    def _models(self) -> list[tuple[str, Any]]:
+        """(role, model) of everything that is asked; a verifier that asks the reasoner itself adds nothing."""
+        judge = getattr(self.verifier, "reasoner", None)
+        found: list[tuple[str, Any]] = [("editor", self.editor), ("reasoner", self.reasoner)]
+        return found if judge is None or judge is self.reasoner else [*found, ("verifier", judge)]
 
 
 def _desk(model: Any, call: Any, limit: int, key: Any) -> Any:

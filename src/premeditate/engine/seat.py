@@ -1,0 +1,44 @@
+"""One endpoint of a pool, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from premeditate.engine.breaker import Breaker
+from premeditate.engine.capacity import Capacity
+from premeditate.remote import Endpoint, EndpointError
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Seat(Generic[Request, Answer]):
+    """Times are of the pool's event loop, in seconds."""
+
+    endpoint: Endpoint[Request, Answer]
+    capacity: Capacity
+    breaker: Breaker
+    in_flight: int = 0
+    done: int = 0
+    failed: int = 0
+    rests_until: float = 0.0
+    denied: EndpointError | None = None
+    busy_since: float | None = None
+    """When it began to turn away whatever it was sent, with nothing of ours in work there."""
+    refuses: bool = False
+    """It has taken nothing for longer than `Policy.patience`."""
+    usual: float = 0.0
+    """Seconds that a call takes here, smoothed."""
+
+    def has_room(self, now: float) -> bool:
+        ready = self.denied is None and self.breaker.allows(now) and now >= self.rests_until
+        return ready and self.in_flight < self.capacity.now
+
+    def is_down(self, now: float) -> bool:
+        return self.denied is not None or self.breaker.state(now) != "closed"
+
+    @property
+    def host(self) -> str:
+        return str(getattr(self.endpoint, "host", self.endpoint.name))
