@@ -332,6 +332,59 @@ def test_when_all_are_down_for_long_those_who_wait_are_told() -> None:
     run(main())
 
 
+def test_an_outage_shorter_than_patience_costs_no_request() -> None:
+    """Asking a dead endpoint how it is uses up nobody's attempts."""
+
+    async def main() -> None:
+        up = lambda: not 5 < asyncio.get_running_loop().time() < 65  # noqa: E731
+        worker = Worker(says=2, fault=lambda n: None if up() else error("unreachable"), well=up)
+        answers, _ = await all_of([worker], 40)
+        assert answers == [10 * i for i in range(40)] == sorted(10 * request for request in worker.done)
+
+    run(main())
+
+
+def test_those_who_wait_for_an_endpoint_that_takes_nothing_are_told_together() -> None:
+    async def main() -> None:
+        worker = Worker(says=2, fault=lambda n: error("busy") if n < 900 else None)
+        pool = Pool[int, int]([worker], Policy(patience=30))
+        ends = await asyncio.gather(*(pool.submit(i) for i in range(50)), return_exceptions=True)
+        assert all(isinstance(end, EndpointError) and end.kind == "busy" for end in ends)
+        assert 30 <= asyncio.get_running_loop().time() <= 40  # not one after the other
+        worker.calls *= 900
+        assert await pool.submit(3) == 30
+
+    run(main())
+
+
+def test_a_full_endpoint_that_is_at_work_for_us_is_not_given_up() -> None:
+    """It was said to take two and takes one, for longer than patience: what waits goes on waiting."""
+
+    async def main() -> None:
+        worker = Worker(50.0, says=2)
+        worker.fault = lambda n: error("busy") if worker.inside > 1 else None
+        pool = Pool[int, int]([worker], Policy(patience=60, backoff=2))
+        ends = await asyncio.gather(*(pool.submit(i) for i in range(4)), return_exceptions=True)
+        assert ends == [0, 10, 20, 30]
+
+    run(main())
+
+
+def test_an_endpoint_that_refuses_the_question_is_not_the_requests_fault() -> None:
+    class Odd(Worker):
+        async def health(self) -> Health:
+            self.asked += 1
+            if self.asked == 2:
+                raise error("rejected")
+            return Health(1)
+
+    async def main() -> None:
+        worker = Odd(fault=lambda n: error("failed") if n < 3 else None)
+        assert await Pool[int, int]([worker]).submit(1) == 10 and worker.asked == 3
+
+    run(main())
+
+
 # -- giving up, and hedging ---------------------------------------------------------------------------------------
 
 
@@ -380,6 +433,36 @@ def test_the_same_pool_serves_one_loop_after_the_other() -> None:
     assert [run(once()), run(once())] == [40, 40] and worker.asked == 2
 
 
+def test_closing_a_pool_that_others_use_leaves_them_alone() -> None:
+    """Two runs may share one pool; the first to end closes it."""
+
+    async def main() -> None:
+        worker = Worker(says=1, fault=lambda n: error("failed") if n == 1 else None)
+        pool = Pool[int, int]([worker], Policy(backoff=50))
+        jobs = [asyncio.create_task(pool.submit(i)) for i in range(3)]
+        await asyncio.sleep(0.5)
+        await pool.aclose()  # one in flight, two waiting
+        await asyncio.sleep(3)
+        assert pool.loads()[0].in_flight == 0
+        await pool.aclose()  # one is waiting to be sent again
+        assert await asyncio.gather(*jobs, pool.submit(3)) == [0, 10, 20, 30]
+        assert worker.most == 1 and pool.loads()[0].in_flight == 0
+
+    run(main())
+
+
+def test_a_pool_that_was_closed_asks_again() -> None:
+    async def main() -> None:
+        worker = Worker(says=1, fault=lambda n: error("denied") if n == 0 else None)
+        pool = Pool[int, int]([worker])
+        with pytest.raises(EndpointError):
+            await pool.submit(1)
+        await pool.aclose()
+        assert await pool.submit(1) == 10 and worker.asked == 2  # say, the model was loaded meanwhile
+
+    run(main())
+
+
 def test_loads_show_what_is_going_on() -> None:
     async def main() -> None:
         one, two = Worker(says=1), Worker(says=1, fault=lambda n: error("failed"))
@@ -420,6 +503,15 @@ def test_late_failures_do_not_open_a_breaker_twice() -> None:
     for now in (0.0, 1.0, 2.0):
         b.failed(now)
     assert b.allows(10)
+
+
+def test_a_breaker_outlives_an_outage_of_days() -> None:
+    b = Breaker(failures=1, cool=2, jitter=0)
+    b.failed(0)
+    for _ in range(2000):
+        b.sent(b.until)
+        b.failed(b.until)
+    assert b.until > 86_400 and b.allows(b.until) and not b.allows(b.until - 59)
 
 
 def test_capacity_shrinks_when_it_is_turned_away() -> None:

@@ -231,6 +231,8 @@ class Pool(Generic[Request, Answer]):
             if seat.in_flight == 1:
                 seat.busy_since = now if seat.busy_since is None else seat.busy_since
                 seat.refuses = now - seat.busy_since > self.policy.patience
+                if all(s.denied or s.refuses for s in self.seats):
+                    self._tell()
         else:
             seat.breaker.failed(now)
             if error.kind == "timeout":
@@ -328,13 +330,18 @@ class Pool(Generic[Request, Answer]):
             self._down_since = None
             return
         self._down_since = now if self._down_since is None else self._down_since
-        hopeless = all(s.denied or s.refuses for s in self.seats)
-        if self._waiting and (hopeless or now - self._down_since >= self.policy.patience):
-            last = self._last or EndpointError("unreachable", "no endpoint answers", "start the server")
-            for waiter in self._waiting:
-                if not waiter.future.done():
-                    waiter.future.set_exception(EndpointError(last.kind, last.problem, last.mend))
-            self._waiting.clear()
+        if self._waiting and (all(s.denied for s in self.seats) or now - self._down_since >= self.policy.patience):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Fails those who wait. Who asks from now on has a try again."""
+        last = self._last or EndpointError("unreachable", "no endpoint answers", "start the server")
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(EndpointError(last.kind, last.problem, last.mend))
+        self._waiting.clear()
+        for seat in self.seats:
+            seat.refuses = False
 
     def _wake(self, now: float) -> None:
         """Comes back when a rest or an open breaker ends, or patience does."""
