@@ -162,6 +162,55 @@ def test_the_server_learns_that_nobody_waits(server: Server, how: str) -> None:
     asyncio.run(go())
 
 
+def test_closing_leaves_a_call_of_somebody_else_alone(server: Server) -> None:
+    """One endpoint may serve two runs at a time; the first to end closes it."""
+
+    async def go() -> None:
+        http = Http(f"{server.origin}/v1")
+        call = asyncio.create_task(http.call("GET", "/drip"))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        await http.aclose()
+        assert len((await call).content) == 4000
+        assert http._client is not None
+        await http.aclose()
+        assert http._client is None
+
+    asyncio.run(go())
+
+
+def test_work_that_is_done_once_is_shared_and_ended_only_where_nobody_waits() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        done.append("begun")
+        await asyncio.sleep(0.05)
+        if len(done) == 1:
+            raise EndpointError("unreachable", "not yet", "wait")
+        done.append("done")
+
+    async def go() -> None:
+        once = remote.Once(work)
+        ends = await asyncio.gather(once(), once(), return_exceptions=True)
+        assert [type(end) for end in ends] == [EndpointError] * 2 and done == ["begun"]
+        waits = asyncio.create_task(once())
+        await asyncio.sleep(0.01)
+        once.leave()
+        await waits
+        await once()
+        assert once.done and done == ["begun", "begun", "done"]
+        other = remote.Once(work)
+        left = asyncio.create_task(other())
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        other.leave()
+        await asyncio.sleep(0.1)
+        assert not other.done and len(asyncio.all_tasks()) == 1
+
+    asyncio.run(go())
+
+
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +228,15 @@ def test_a_key_goes_to_its_own_address_only(server: Server, monkeypatch: pytest.
         assert not other.seen
     get(Http(f"{server.origin}/v1"))
     assert "authorization" not in server.seen[-1]
+
+
+def test_a_key_that_was_copied_badly_is_mended_or_said_but_never_shown(server: Server) -> None:
+    get(Http(f"{server.origin}/v1", api_key=" secret\r\n"))
+    assert server.seen[-1]["authorization"] == "Bearer secret"
+    for key in ("sec\nret", "sec ret", "secr\u00e9t"):
+        with pytest.raises(ModelError) as caught:
+            Http(f"{server.origin}/v1", api_key=key)
+        assert "sec" not in str(caught.value) and caught.value.mend
 
 
 def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +271,7 @@ def test_what_is_no_address(url: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "kind"), [
-    (429, "busy"), (503, "busy"), (500, "failed"), (502, "failed"), (504, "failed"), (408, "failed"),
+    (429, "busy"), (503, "busy"), (500, "failed"), (502, "failed"), (408, "failed"), (504, "timeout"), (524, "timeout"),
     (400, "rejected"), (413, "rejected"), (422, "rejected"), (409, "rejected"),
     (401, "denied"), (403, "denied"), (404, "denied"), (405, "denied"), (307, "denied"),
 ])  # fmt: skip

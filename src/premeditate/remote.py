@@ -6,10 +6,11 @@ An adapter speaks to one endpoint and tries once. Whether, where and when to try
     kind          what happened                                              to send it again is
     busy          429, 503: not accepted                                     safe, after `retry_after`
     unreachable   no connection                                              safe
-    failed        another 5xx, or the connection was lost                    safe: the endpoint gave up on it
+    failed        another 5xx, 408, or the connection was lost               safe: the endpoint gave up on it
     garbage       an answer that is not what the API promises                safe
     timeout       no answer in time; the connection was closed, which        safe where the endpoint notices, or honours
-                  tells the endpoint that nobody waits any more              the idempotency key
+                  tells the endpoint that nobody waits any more; or a        the idempotency key
+                  gateway says so (504, 524) and gave up waiting itself
     rejected      400, 413, 422, ...: this request is at fault               useless
     denied        401, 403, 404, 405: the address, key or model is wrong     useless, and so is any other request
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,10 +108,15 @@ class Http:
             raise ModelError(f"{url} is not an address", "give http://host:port/path or https://...")
         self.url, self.host = url.rstrip("/"), parts.netloc
         self._headers = dict(headers or {})
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        if key := str(api_key or "").strip():  # a key read from a file ends with its line
+            if not (key.isascii() and key.isprintable() and " " not in key):
+                # Said here and without it: httpx would show the whole header, which then stands in the record.
+                raise ModelError("the API key holds a blank or a character that no key has", "copy it once more")
+            self._headers["Authorization"] = f"Bearer {key}"
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls = 0
+        """In flight on this loop."""
 
     def _open(self) -> httpx.AsyncClient:
         import httpx
@@ -121,10 +128,13 @@ class Http:
             self._client = httpx.AsyncClient(
                 headers=self._headers, limits=limits, follow_redirects=False, trust_env=False
             )
-            self._loop = loop
+            self._loop, self._calls = loop, 0
         return self._client
 
     async def aclose(self) -> None:
+        """Closes the connections, unless somebody else's call is under way: then that one's owner closes them."""
+        if self._calls > 0 and self._loop is asyncio.get_running_loop():
+            return
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop():
             await client.aclose()
@@ -142,6 +152,7 @@ class Http:
             )
         seconds = TIMEOUT if timeout is None else timeout
         client = self._open()
+        self._calls += 1
         try:
             async with asyncio.timeout(seconds):
                 # One clock for the whole call: httpx's own timeouts start again with every chunk.
@@ -174,11 +185,48 @@ class Http:
             raise EndpointError(
                 "failed", f"{self.host} broke off the call ({_why(error)})", "look into the server's log"
             ) from error
+        finally:
+            self._calls -= 1
         complete = httpx.Response(response.status_code, headers=_plain(response.headers), content=bytes(body),
                                   request=response.request)  # fmt: skip
         if not complete.is_success:
             raise status_error(self.host, complete)
         return complete
+
+
+class Once:
+    """`await once()` does the work unless it was done; callers at the same time share it. Work that failed, or belonged
+    to an event loop that is over, is done again the next time."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.done = False
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+        self._waiting = 0
+
+    async def __call__(self) -> None:
+        if self.done:
+            return
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task, self._waiting = loop.create_task(self._run()), 0
+            # Nobody may be left to hear of a failure.
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._waiting += 1
+        try:
+            await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+
+    async def _run(self) -> None:
+        await self._work()
+        self.done = True
+
+    def leave(self) -> None:
+        """Ends work that nobody waits for."""
+        task = self._task
+        if task is not None and self._waiting <= 0 and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
@@ -209,6 +257,8 @@ def status_error(host: str, response: httpx.Response) -> EndpointError:
         return EndpointError("denied", what, "check the API key", status=code)
     if code in (404, 405):
         return EndpointError("denied", what, "check the address and the model's name", status=code)
+    if code in (504, 524):
+        return EndpointError("timeout", what, "give the gateway before the server a longer timeout", status=code)
     if code >= 500 or code == 408:
         return EndpointError("failed", what, "look into the server's log", status=code)
     if 300 <= code < 400:

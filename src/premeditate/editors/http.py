@@ -17,7 +17,7 @@ from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.fit import Fit
 from premeditate.errors import ImageError, ModelError
 from premeditate.local import Worker, check_options
-from premeditate.remote import TIMEOUT, EndpointError, Health, Http, api_key
+from premeditate.remote import TIMEOUT, EndpointError, Health, Http, Once, api_key
 
 OPTIONS = ("model", "name", "key", "timeout", "size", "capacity", "steps")
 PROBE = 30.0
@@ -61,8 +61,7 @@ class HttpEditor:
         given = {"steps": steps, **settings}
         self.settings: dict[str, float | str] = {k: v for k, v in given.items() if v is not None}
         self._worker = Worker(f"pictures-{self.host}")
-        self._ready = False
-        self._probing: asyncio.Task[None] | None = None
+        self._ready = Once(self._probe)
 
     @classmethod
     def load(cls, url: str, **options: Any) -> Self:
@@ -127,22 +126,10 @@ class HttpEditor:
     async def prepare(self) -> None:
         """Learns what the server is, once; callers at the same time share the work. Raises `EndpointError`; a server
         that was down is asked again next time."""
-        if self._ready:
-            return
-        loop, running = asyncio.get_running_loop(), self._probing
-        if running is None or running.done() or running.get_loop() is not loop:
-            running = self._probing = loop.create_task(self._probe_once())
-            # Nobody may be left to hear of a failure.
-            running.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(running)
-
-    async def _probe_once(self) -> None:
-        await self._probe()
-        self._ready = True
+        await self._ready()
 
     async def aclose(self) -> None:
-        if self._probing is not None and self._probing.get_loop() is asyncio.get_running_loop():
-            self._probing.cancel()
+        self._ready.leave()
         await self._http.aclose()
 
     # -- the way back ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from premeditate.prompts.general import failure, read, spoken
 from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.reasoners.chat_api import ChatApi, Message, Reply, label_shares, left, read_label, user
 from premeditate.reasoners.probe import Abilities, json_schema, probe
-from premeditate.remote import TIMEOUT, EndpointError, Health, Http, api_key
+from premeditate.remote import TIMEOUT, EndpointError, Health, Http, Once, api_key
 
 OPTIONS = ("model", "timeout", "max_pixels", "capacity", "prompts", "samples", "name", "key")
 UNNAMED = "chat model"
@@ -73,7 +73,7 @@ class OpenAIChatReasoner:
         self._named = name is not None
         self.timeout, self.max_pixels, self.samples = float(timeout), max_pixels, samples
         self._abilities: Abilities | None = None
-        self._probing: asyncio.Task[None] | None = None
+        self._ready = Once(self._probe)
         self._room = 1
         self._worker = Worker(f"encode-{self.host}")
         self._encoded: OrderedDict[int, tuple[Image.Image, str]] = OrderedDict()
@@ -89,14 +89,7 @@ class OpenAIChatReasoner:
     async def prepare(self) -> None:
         """Finds the model and what the server honours, once; callers at the same time share the work. Raises
         `EndpointError`; a server that was down is asked again next time."""
-        if self._abilities is not None:
-            return
-        loop, running = asyncio.get_running_loop(), self._probing
-        if running is None or running.done() or running.get_loop() is not loop:
-            running = self._probing = loop.create_task(self._probe())
-            # Nobody may be left to hear of a failure.
-            running.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(running)
+        await self._ready()
 
     async def _probe(self) -> None:
         until = self._until(None)
@@ -130,8 +123,7 @@ class OpenAIChatReasoner:
         return Health(capacity=self.capacity, model=self._api.model or None)
 
     async def aclose(self) -> None:
-        if self._probing is not None and self._probing.get_loop() is asyncio.get_running_loop():
-            self._probing.cancel()
+        self._ready.leave()
         await self._api.http.aclose()
 
     # -- requests ------------------------------------------------------------------------------------------------
