@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from premeditate.reasoners import probe
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.openai_chat import OpenAIChatReasoner
 from premeditate.remote import EndpointError
@@ -78,7 +79,15 @@ def test_the_probe_runs_once_and_is_shared(server: ChatServer) -> None:
     assert len(server.bodies) == 6
 
 
-def test_a_probe_that_failed_is_tried_again(server: ChatServer) -> None:
+def test_one_failure_of_the_first_question_may_be_chance(server: ChatServer) -> None:
+    server.faults.extend([None, "html"])  # the list of models, then the first chat
+    reasoner = load(server)
+    asyncio.run(reasoner.prepare())
+    assert not server.faults and reasoner.describe()["json"] == "prompt"
+
+
+def test_a_probe_that_failed_is_tried_again(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PATIENCE", 1)  # one failure counts
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nobody = OpenAIChatReasoner(f"http://127.0.0.1:{taken.getsockname()[1]}", model="m", timeout=5)
