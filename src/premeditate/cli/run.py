@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout
+from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout, Verifier
 from premeditate.errors import ExitCode, ImageError, PremeditateError, StoreError
 
 if TYPE_CHECKING:
@@ -55,10 +55,13 @@ def run(
     stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
     editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
     reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    verifier: Annotated[str, typer.Option(metavar="SPEC", help='"reasoner", "exact" or "none".')] = "reasoner",
+    verifier: Verifier = "reasoner",
     timeout: Timeout = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Tasks in work at a time.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1024, help="Largest batch of edits for a model in this process.")
+    ] = 16,
     max_edits: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many edits; what is left can be resumed.")
     ] = None,
@@ -111,8 +114,8 @@ def run(
         parts = _load((editor, reasoner, verifier, Policy(timeout=timeout)), console, quiet=json_output)
         board = Board(total)
         engine = Engine(
-            *parts, store, settings, limits=Limits(tasks=concurrency), on_event=board.on_event, versions=versions(),
-            budget=Budget(max_edits, max_tokens, max_seconds),
+            *parts, store, settings, limits=Limits(batch, 2 * batch, batch, concurrency),
+            budget=Budget(max_edits, max_tokens, max_seconds), on_event=board.on_event, versions=versions(),
         )  # fmt: skip
         source = Source(listed, store, engine, board, retry_failed=retry_failed)
         try:
@@ -295,7 +298,8 @@ def _show(board: Board, found: dict[str, Any], again: str) -> None:
     counts = ", ".join(f"{found['tasks'][kind]} {label}" for kind, label in STATUSES.items() if found["tasks"][kind])
     line("tasks", f"{board.total}: {counts}")
     for failure in found["failures"]:
-        line("failed", f"{say(failure['id'])}: {say(failure['why'])}", "red")
+        name, why = failure["id"], failure["why"]
+        line("failed", say(why if why.startswith(name) else f"{name}: {why}"), "red")
     if (more := board.statuses["failed"] - len(found["failures"])) > 0:
         line("", f"[dim]and {more} more[/dim]")
     speed = f" ({pace(board.rate)})" if board.rate else ""
