@@ -16,16 +16,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from premeditate.editors.base import EditRequest, EditResult
+from premeditate.editors.base import Editor, EditRequest, EditResult
 from premeditate.engine import strategies
 from premeditate.engine.batching import Desk
-from premeditate.engine.budget import BudgetSpent
+from premeditate.engine.budget import BudgetSpent, Meter
+from premeditate.engine.memory import Store
 from premeditate.engine.select import select
-from premeditate.reasoners.base import ChatRequest, Completion
+from premeditate.engine.strategies import Settings
+from premeditate.prompts.base import PromptSet
+from premeditate.errors import WriteError
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, Verifier
 from premeditate.trace import (
     ChainStopped,
@@ -47,9 +51,6 @@ from premeditate.trace import (
     Verdict,
 )
 
-if TYPE_CHECKING:
-    from premeditate.engine.runner import Engine
-
 OnEvent = Callable[[Trace, Event], None]
 """Called in the engine's thread after an event was stored, with the trace that it led to."""
 LARGE = 256 * 256
@@ -70,6 +71,23 @@ class Desks:
     verifier: Desk[Sample, Verdict] | None
 
 
+class Run(Protocol):
+    """What a walk needs to know of the engine that it belongs to."""
+
+    editor: Editor
+    reasoner: Reasoner
+    verifier: Verifier | None
+    store: Store
+    settings: Settings
+    prompts: PromptSet
+    versions: dict[str, str]
+    meter: Meter
+    on_event: OnEvent | None
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+
 def derive(seed: int, *parts: object) -> int:
     """A seed in 0..2^31-1 that depends on every part and on nothing else."""
     text = "/".join(map(str, (seed, *parts)))
@@ -86,7 +104,7 @@ def trace_name(task: Task, settings: dict[str, Any]) -> str:
 class Walk:
     """`await Walk(engine, task, desks).run(known)`; `known`: the ids of the traces that the store holds."""
 
-    def __init__(self, engine: Engine, task: Task, desks: Desks) -> None:
+    def __init__(self, engine: Run, task: Task, desks: Desks) -> None:
         self.engine, self.task, self.desks = engine, task, desks
         self.settings, self.prompts, self.store = engine.settings, engine.prompts, engine.store
         self.sources: tuple[Image.Image, ...] = ()
@@ -110,7 +128,7 @@ class Walk:
                 await self._work()
         except TimeoutError:
             return self.trace
-        except OSError:
+        except (OSError, WriteError):
             raise  # the store cannot be written: no task can go on
         except Exception as failure:
             error = words(failure)
@@ -263,11 +281,11 @@ class Walk:
         source = self.task.images[0] if action.base == "original" or not rounds else rounds[-1].image
         image = self.sources[0] if source == self.task.images[0] else await self._load(source)
         edits: list[Edit] = []
+        self.engine.meter.begin_edits(len(action.prompts))
         for index, prompt in enumerate(action.prompts):
             place = (chain, len(rounds), index)
             request = EditRequest(images=(image, *self.sources[1:]), prompt=prompt, seed=self._seed(*place),
                                   key=edit_key(self.trace.id, *place))  # fmt: skip
-            self.engine.meter.begin_edit()
             try:
                 done = await self.desks.editor.submit(request)
                 if done.image is None:
@@ -275,6 +293,7 @@ class Walk:
                 if done.image.size != image.size:
                     raise EditFailed(f"the editor returned {done.image.size} pixels for a source of {image.size}")
             except Exception as error:
+                self.engine.meter.edits -= len(action.prompts) - index - 1  # what now is not begun
                 return ChainStopped(chain=chain, reason="the editor failed",
                                     error=f"{self.engine.editor.name}: {words(error)}")  # fmt: skip
             image = done.image
