@@ -15,11 +15,13 @@ from PIL import Image
 
 from micro_fakes import Oracle, RuleEditor, strip, to_task
 from premeditate.editors.base import EditRequest, EditResult
+from premeditate.editors.callable import CallableEditor
 from premeditate.engine.batching import Batcher
 from premeditate.engine.memory import MemoryStore
 from premeditate.engine.runner import Engine, Limits
-from premeditate.engine.walk import derive
 from premeditate.engine.strategies import Settings
+from premeditate.engine.walk import derive
+from premeditate.errors import WriteError
 from premeditate.microworld.checker import decode, is_exact
 from premeditate.microworld.render import render
 from premeditate.microworld.scene import Scene
@@ -434,6 +436,29 @@ def test_in_a_failing_batch_only_the_guilty_fails_and_cancelled_requests_are_not
     asyncio.run(main())
 
 
+def test_a_batcher_that_is_closed_while_it_tries_one_by_one_leaves_nobody_waiting() -> None:
+    ran: list[int] = []
+
+    async def call(requests: Sequence[int]) -> list[int]:
+        if len(requests) > 1:
+            raise ValueError("too many")
+        ran.extend(requests)
+        await asyncio.sleep(0.02 if ran == [0] else 60)
+        return list(requests)
+
+    async def main() -> None:
+        batcher = Batcher(call, 16)
+        jobs = [asyncio.create_task(batcher.submit(i)) for i in range(4)]
+        await asyncio.sleep(0.01)
+        jobs[1].cancel()
+        await asyncio.sleep(0.05)
+        await batcher.close()
+        _, waiting = await asyncio.wait(jobs, timeout=1)
+        assert not waiting and ran == [0, 2] and jobs[0].result() == 0 and jobs[3].cancelled()
+
+    asyncio.run(main())
+
+
 def test_memory_store_names_images_by_content() -> None:
     store = MemoryStore()
     one = store.put_image(Image.new("RGB", (4, 2), "red"))
@@ -465,6 +490,32 @@ def test_a_store_that_cannot_be_written_ends_the_run() -> None:
 
     with pytest.raises(ValueError, match="the disk is full"):
         go(store=Full(), strategy="plan")
+
+
+def test_a_store_that_takes_no_picture_ends_the_run_before_more_are_made() -> None:
+    """A line of events may still fit where a picture does not."""
+
+    class Full(MemoryStore):
+        def put_image(self, image: Image.Image) -> ImageRef:
+            if full:
+                raise WriteError("the disk is full", "free some space")
+            return super().put_image(image)
+
+    store, made, full = Full(), list[str](), False
+
+    def edit(image: Image.Image, prompt: str) -> Image.Image:
+        nonlocal full
+        full = True
+        made.append(prompt)
+        return image
+
+    ref = store.put_image(Image.new("RGB", (8, 8), "white"))
+    tasks = [Task(id=f"t{i}", images=(ref,), instruction="paint it") for i in range(20)]
+    engine = Engine(CallableEditor(edit), Oracle(TASKS), None, store, Settings(strategy="direct"),
+                    limits=Limits(edits=1, tasks=1))  # fmt: skip
+    with pytest.raises(WriteError, match="the disk is full"):
+        asyncio.run(engine.run(tasks))
+    assert len(made) == 1
 
 
 def test_a_model_gets_no_more_than_it_takes_in_one_go() -> None:

@@ -174,6 +174,25 @@ def test_budgets_of_tokens_and_seconds_leave_traces_open() -> None:
     assert [t.status for t in late] == ["unfinished"] and stopped
 
 
+def test_a_round_of_several_edits_is_begun_only_where_it_fits() -> None:
+    """What is not a whole round is not recorded, so its edits would be made again in the next run, and the next."""
+    made: list[str] = []
+
+    async def counted(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+        made.append(prompt)
+        return painted(prompt, seed)
+
+    async def three(request: ChatRequest) -> Completion:
+        return Completion(json.dumps({"explanation": "", "steps": ["a", "b", "c"]}))
+
+    store = MemoryStore()
+    for budget, so_far, words in ((2, 0, "3 edits, more than"), (4, 3, "3 edits, more than"), (6, 9, "6 edits is")):
+        job = engine(store, CallableEditor(counted), CallableReasoner(three), strategy="plan", stepwise=True,
+                     budget=Budget(edits=budget), limits=Limits(tasks=1))  # fmt: skip
+        asyncio.run(job.run(tasks(store, 4)))
+        assert len(made) == so_far and words in (job.meter.spent() or "")
+
+
 @pytest.mark.parametrize("options", [{"edits": 0}, {"tokens": -1}, {"seconds": 0}])
 def test_a_budget_says_what_is_allowed(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give more than 0"):
@@ -303,6 +322,39 @@ def test_endpoints_of_one_editor_share_the_work_and_are_named_in_the_record() ->
     keys = one.keys + two.keys
     assert len(set(keys)) == 36 and all(keys)  # a retry keeps the key of its edit
     assert traces[0].versions["editor one:1 dialect"] == "test" and "one:1" not in json.dumps(traces[0].settings)
+
+
+class Shy(Far):
+    """Knows its model's name only when it was asked, which takes long where nobody answers."""
+
+    def __init__(self, host: str, up: bool) -> None:
+        super().__init__(host)
+        self.name, self.up, self.asked = "images API", up, 0
+
+    async def prepare(self) -> None:
+        self.asked += 1
+        if not self.up:
+            await asyncio.sleep(30)
+        self.name = "far"
+
+    async def health(self) -> Health:
+        if not self.up:
+            raise EndpointError("unreachable", "nobody there", "start it")
+        return Health(capacity=2)
+
+
+def test_an_endpoint_that_is_down_neither_holds_up_a_run_nor_renames_it() -> None:
+    """Traces are found by the model's name, which the first of the addresses may not be there to tell."""
+    names = []
+    for up in (True, False):
+        store, ends = MemoryStore(), [Shy("one:1", up), Shy("two:2", True)]
+        job = engine(store, ends)
+        (trace,) = asyncio.run(asyncio.wait_for(job.run(tasks(store, 1)), 10))
+        names.append((trace.id, trace.settings["editor"], job.record["editor"]))
+        assert ends[0].asked == up and trace.status == "unverified"
+        ends[0].name = "something else"  # it came back meanwhile
+        assert job.record["editor"] == "far"
+    assert names[0] == names[1] and names[0][1] == "far"
 
 
 def test_an_edit_that_no_endpoint_makes_ends_its_chain_with_the_reason() -> None:

@@ -108,6 +108,15 @@ class Batcher(Generic[Request, Answer]):
             if batch:
                 await self._run(batch)
 
+    async def _run_singly(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
+        try:
+            for entry in batch:
+                if not entry[1].done():
+                    await self._run([entry])
+        finally:
+            for _, future in batch:  # closed on the way: nobody else would tell the rest
+                future.cancel()
+
     async def _run(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
         self.calls += 1
         self.running = len(batch)
@@ -121,8 +130,7 @@ class Batcher(Generic[Request, Answer]):
             raise
         except Exception as error:
             if len(batch) > 1:
-                for entry in batch:
-                    await self._run([entry])
+                await self._run_singly(batch)
             else:
                 self.failed += 1
                 if not batch[0][1].done():

@@ -32,6 +32,7 @@ class Meter:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.edits = self.tokens = 0
+        self._too_many = 0
         self._start = time.monotonic()
 
     @property
@@ -44,16 +45,22 @@ class Meter:
         """Which ceiling is reached, in words; None: none."""
         if self.budget.edits is not None and self.edits >= self.budget.edits:
             return f"the budget of {self.budget.edits} edits is spent"
+        if self._too_many:
+            return f"the next round needs {self._too_many} edits, more than the budget of {self.budget.edits} has left"
         if self.budget.tokens is not None and self.tokens >= self.budget.tokens:
             return f"the budget of {self.budget.tokens} tokens is spent"
         if self.seconds_left == 0.0:
             return f"the budget of {self.budget.seconds:g} s is spent"
         return None
 
-    def begin_edit(self) -> None:
-        """Counts an edit before it goes out, so that no number of tasks can overrun the ceiling together."""
+    def begin_edits(self, n: int) -> None:
+        """Counts a round's edits before the first goes out: no number of tasks can overrun the ceiling together, and no
+        round is broken off, since only whole ones are recorded."""
         self.check()
-        self.edits += 1
+        if self.budget.edits is not None and self.edits + n > self.budget.edits:
+            self._too_many = n
+            self.check()
+        self.edits += n
 
     def check(self) -> None:
         """Raises `BudgetSpent` where a ceiling is reached."""

@@ -149,6 +149,10 @@ class Pool(Generic[Request, Answer]):
             self._asked = None
             raise
 
+    def up(self) -> list[Endpoint[Request, Answer]]:
+        """The endpoints that may be asked, as far as is known."""
+        return [seat.endpoint for seat in self.seats if not seat.is_down(self._now())]
+
     def loads(self, role: str = "") -> list[Load]:
         now = self._now()
         rows = [Load(s.host, role, s.in_flight, 0, s.capacity.now, s.done, s.failed, s.breaker.state(now))

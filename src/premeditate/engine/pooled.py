@@ -28,25 +28,28 @@ class _Pooled(Generic[Request, Answer]):
     def __init__(self, endpoints: Sequence[Endpoint[Request, Answer]], policy: Policy | None = None) -> None:
         self.pool: Pool[Request, Answer] = Pool(endpoints, policy, steady=self.steady)
         self._endpoints = list(endpoints)
+        self._found = ""
 
     @property
     def name(self) -> str:
-        """The model's; an endpoint may know it only after `prepare`."""
-        return self._endpoints[0].name
+        """The model's; endpoints may know it only after `prepare`. From then on it stays: traces are found by it."""
+        return self._found or self._endpoints[0].name
 
     async def prepare(self) -> None:
-        """Asks every endpoint how it is, and what it honours. Raises `EndpointError` where none is up, and `ModelError`
-        where they serve different models."""
+        """Asks every endpoint how it is, and those that are up what they honour; the others are asked when they are
+        back. Raises `EndpointError` where none is up, and `ModelError` where they serve different models."""
         await self.pool.prepare()
-        probed: list[Any] = [e for e in self._endpoints if hasattr(e, "prepare")]
+        up = self.pool.up()
+        probed: list[Any] = [e for e in up if hasattr(e, "prepare")]
         found = await asyncio.gather(*(e.prepare() for e in probed), return_exceptions=True)
         bad = [error for error in found if isinstance(error, BaseException)]
-        if bad and len(bad) == len(self._endpoints):
+        if bad and len(bad) == len(up):
             raise bad[0]
         names = sorted({e.name for e, error in zip(probed, found, strict=True) if error is None})
         if len(names) > 1:
             raise ModelError(f"the endpoints serve different models: {', '.join(names)}",
                              "give the addresses of one model, or run them one after the other")  # fmt: skip
+        self._found = names[0] if names else self._found
 
     def describe(self) -> dict[str, str]:
         """What is worth knowing of the endpoints in a record, by name."""
