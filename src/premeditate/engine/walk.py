@@ -27,8 +27,8 @@ from premeditate.engine.budget import BudgetSpent, Meter
 from premeditate.engine.memory import Store
 from premeditate.engine.select import select
 from premeditate.engine.strategies import Settings
-from premeditate.prompts.base import PromptSet
 from premeditate.errors import WriteError
+from premeditate.prompts.base import PromptSet
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, Verifier
 from premeditate.trace import (
