@@ -357,6 +357,28 @@ def test_an_endpoint_that_is_down_neither_holds_up_a_run_nor_renames_it() -> Non
     assert names[0] == names[1] and names[0][1] == "far"
 
 
+def test_a_run_that_cannot_begin_closes_what_it_opened() -> None:
+    closed: list[str] = []
+
+    class Watched(Far):
+        async def aclose(self) -> None:
+            closed.append(self.host)
+
+    class Absent(Watched):
+        prompts = "general"
+
+        async def health(self) -> Health:
+            raise EndpointError("unreachable", "nobody there", "start it")
+
+        async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
+            raise AssertionError
+
+    store = MemoryStore()
+    with pytest.raises(EndpointError, match="nobody there"):
+        asyncio.run(engine(store, Watched("one:1"), Absent("two:2")).run(tasks(store, 1)))
+    assert closed == ["one:1", "two:2"]
+
+
 def test_an_edit_that_no_endpoint_makes_ends_its_chain_with_the_reason() -> None:
     store = MemoryStore()
     bad = Far("one:1", lambda n: EndpointError("rejected", "the prompt is too long", "shorten it"))

@@ -289,6 +289,14 @@ def test_a_picture_at_the_same_address_is_fetched(server: ImagesServer, editor: 
     assert server.fetched == 2
 
 
+def test_a_picture_that_is_not_where_the_answer_says_does_not_rule_the_endpoint_out(
+    server: ImagesServer, editor: OpenAIImagesEditor
+) -> None:
+    server.faults.append("lost url")
+    error = fails(editor)
+    assert error.kind == "garbage" and "404" in error.problem and server.host in error.problem and error.mend
+
+
 def test_a_hanging_server_times_out_and_is_told(server: ImagesServer, editor: OpenAIImagesEditor) -> None:
     server.faults.append("hang")
     error = fails(editor, timeout=0.3)

@@ -309,6 +309,7 @@ def test_wrong_loras_say_what_is_wrong(folder: Folder, loras: Folder, tmp_path: 
         f"{tmp_path}:d.safetensors": "there is no d.safetensors",
         str(tmp_path / "c.bin"): "no safetensors file",
         f"{lora}@much": "is no number",
+        f"{lora}@nan": "is no number",
         str(loras("StableDiffusionInstructPix2PixPipeline")): "holds nothing for FluxKontextPipeline",
         "some-org/some-lora:x.safetensors": "model hub cannot be reached",
     }.items():

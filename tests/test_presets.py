@@ -37,6 +37,8 @@ def test_an_address_is_as_many_endpoints_as_it_names() -> None:
     assert (
         isinstance(ends, list) and [e.host for e in ends] == ["a:1", "b:2"] and {e.name for e in ends} == {"org/model"}
     )
+    (kept,) = presets.load_reasoner("http://c:3/v1?timeout=5#vlm", timeout=None, model=None)  # type: ignore[misc]
+    assert (kept.timeout, kept.name) == (5, "vlm")  # None says nothing
     chats = presets.load_reasoner("http://c:3/v1?samples=9#vlm")
     assert isinstance(chats, list) and chats[0].host == "c:3" and chats[0].samples == 9 and chats[0].name == "vlm"
     with pytest.raises(ModelError, match="does not speak 'sglang'"):

@@ -109,6 +109,8 @@ class ImagesServer(Loopback):
 
     async def _content(self) -> Response:
         self.fetched += 1
+        if self._stored == b"":
+            return _error(404, "no such picture")
         return Response(self._stored, media_type="image/png")
 
     async def _edit(self, request: Request) -> Response:
@@ -184,9 +186,9 @@ class ImagesServer(Loopback):
                 picture = png(image.resize((image.width // 2, image.height // 2)))
             case "square":
                 picture = png(image.resize((64, 64)))
-            case "url" | "relative url" | "foreign url":
-                self._stored = picture
-                start = {"url": self.origin, "relative url": "", "foreign url": "http://example.com"}[fault]
+            case "url" | "relative url" | "foreign url" | "lost url":
+                self._stored = b"" if fault == "lost url" else picture
+                start = {"url": self.origin, "foreign url": "http://example.com"}.get(fault, "")
                 return JSONResponse({"created": 1, "data": [{"url": f"{start}/v1/images/1/content"}]})
         body = {"created": 1, "data": [{"b64_json": base64.b64encode(picture).decode(), "revised_prompt": "ignored"}]}
         ImagesResponse.model_validate(body)

@@ -131,7 +131,9 @@ def _edit_fields(openapi: dict[str, Any]) -> dict[str, Any] | None:
 
 def _limits(schema: Any) -> tuple[float, float]:
     """The least and the most that a number's schema allows; an optional one has a choice of schemas."""
-    found: list[Any] = [schema, *schema.get("anyOf", [])] if isinstance(schema, dict) else []
+    choices = schema.get("anyOf") if isinstance(schema, dict) else None
+    choices = choices if isinstance(choices, list) else []
+    found: list[Any] = [schema, *choices] if isinstance(schema, dict) else []
     parts = [part for part in found if isinstance(part, dict)]
     low = [part["minimum"] for part in parts if isinstance(part.get("minimum"), int | float)]
     high = [part["maximum"] for part in parts if isinstance(part.get("maximum"), int | float)]

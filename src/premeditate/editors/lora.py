@@ -39,6 +39,8 @@ def _find_lora(text: str, scale: float) -> Lora:
     if at and not Path(text).exists():
         try:
             text, scale = name, float(number)
+            if not math.isfinite(scale):
+                raise ValueError(number)
         except ValueError:
             raise ModelError(f"the scale in the LoRA {text!r} is no number", "write it like name@0.8") from None
     path, file = Path(text).expanduser(), None

@@ -183,7 +183,14 @@ class OpenAIImagesEditor(HttpEditor):
         if not same:
             raise EndpointError("garbage", f"{self.host} sent the address of a picture on another host",
                                 "ask for b64_json: set the server so")  # fmt: skip
-        return (await self._http.call("GET", there, timeout=self._left(until))).content
+        try:
+            return (await self._http.call("GET", there, timeout=self._left(until))).content
+        except EndpointError as error:
+            if error.kind not in ("denied", "rejected"):
+                raise
+            # The edit was taken: neither this request nor the endpoint is at fault.
+            raise EndpointError("garbage", f"the picture that {self.host} named is not there ({error.problem})",
+                                "ask for b64_json: set the server so") from error  # fmt: skip
 
 
 def openai_size(source: Size, side: int, model: str) -> Size:

@@ -98,7 +98,7 @@ class Engine:
         end."""
         self.meter = Meter(self.budget)
         known, seen = set(self.store.traces()), set[str]()
-        running: set[asyncio.Task[Trace]] = set()
+        running, done = set[asyncio.Task[Trace]](), set[asyncio.Task[Trace]]()
         source = iter(tasks)
         async with self._open() as desks:
             try:
@@ -121,7 +121,8 @@ class Engine:
             finally:
                 for job in running:
                     job.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+                # What ended beside the one that raised is heard as well, or asyncio complains of each.
+                await asyncio.gather(*running, *done, return_exceptions=True)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -147,12 +148,23 @@ class Engine:
     async def _open(self) -> AsyncIterator[Desks]:
         """The desks of one run; models behind endpoints are asked how they are before anything is begun."""
         models = self._models()
-        for _, model in models:
-            if hasattr(model, "prepare"):
-                await model.prepare()
-        for role, model in models:
-            if hasattr(model, "describe"):
-                self.versions |= {f"{role} {key}": value for key, value in model.describe().items()}
+        try:
+            for _, model in models:
+                if hasattr(model, "prepare"):
+                    await model.prepare()
+            for role, model in models:
+                if hasattr(model, "describe"):
+                    self.versions |= {f"{role} {key}": value for key, value in model.describe().items()}
+            async with self._desk_room() as desks:
+                yield desks
+        finally:
+            for _, model in models:
+                if hasattr(model, "aclose"):
+                    await model.aclose()
+
+    @asynccontextmanager
+    async def _desk_room(self) -> AsyncIterator[Desks]:
+        """One desk per model, closed in the end: nobody waits at one whose run is over."""
         desks = self._desks = Desks(
             editor=_desk(self.editor, self.editor.edit, self.limits.edits, _picture_sizes),
             reasoner=_desk(self.reasoner, self.reasoner.chat, self.limits.chats, _chat_kind),
@@ -166,9 +178,6 @@ class Engine:
             for desk in (desks.editor, desks.reasoner, desks.verifier):
                 if desk is not None:
                     await desk.close()
-            for _, model in models:
-                if hasattr(model, "aclose"):
-                    await model.aclose()
 
     def _models(self) -> list[tuple[str, Any]]:
         """(role, model) of everything that is asked; a verifier that asks the reasoner itself adds nothing."""

@@ -10,10 +10,11 @@ from premeditate.reasoners.openai_chat import OpenAIChatReasoner
 
 
 def open_reasoners(spec: str, **options: Any) -> list[OpenAIChatReasoner]:
-    """The endpoints that `spec` names; nothing is connected yet. `options` come before those in the address. Raises
-    `ModelError`."""
+    """The endpoints that `spec` names; nothing is connected yet. `options` come before those in the address, None says
+    nothing. Raises `ModelError`."""
     address = Address.parse(spec)
     if address.dialect not in (None, "openai"):
         raise ModelError(f"a reasoner does not speak {address.dialect!r}", "leave that out: OpenAI chat is spoken")
-    settings = {**address.options, **({"model": address.model} if address.model else {}), **options}
+    given = {option: value for option, value in options.items() if value is not None}
+    settings: dict[str, Any] = {"model": address.model, **address.options, **given}
     return [OpenAIChatReasoner.load(url, **settings) for url in address.urls]
