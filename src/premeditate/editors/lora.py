@@ -38,9 +38,9 @@ def _find_lora(text: str, scale: float) -> Lora:
     name, at, number = text.rpartition("@")
     if at and not Path(text).exists():
         try:
-            text, scale = name, float(number)
-            if not math.isfinite(scale):
+            if not math.isfinite(scale := float(number)):
                 raise ValueError(number)
+            text = name
         except ValueError:
             raise ModelError(f"the scale in the LoRA {text!r} is no number", "write it like name@0.8") from None
     path, file = Path(text).expanduser(), None
