@@ -154,6 +154,15 @@ def test_a_budget_of_edits_is_kept_to_and_a_second_run_goes_on(chains: int, tmp_
     assert sorted(map(canonical, traces)) == expected
 
 
+def test_the_last_edit_of_a_budget_is_still_looked_at() -> None:
+    store = MemoryStore()
+    (trace,) = asyncio.run(engine(store, judged=True, budget=Budget(edits=1)).run(tasks(store, 1)))
+    (past,) = trace.chains[0].rounds
+    assert trace.status == "unfinished" and past.verdict is not None and past.critique is not None
+    (trace,) = asyncio.run(engine(store, judged=True, strategy="plan", budget=Budget(edits=1)).run(tasks(store, 1)))
+    assert trace.status == "unverified"
+
+
 def test_budgets_of_tokens_and_seconds_leave_traces_open() -> None:
     store = MemoryStore()
     few = asyncio.run(engine(store, budget=Budget(tokens=25)).run(tasks(store, 2)))

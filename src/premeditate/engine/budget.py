@@ -47,6 +47,9 @@ class Meter:
             return f"the budget of {self.budget.edits} edits is spent"
         if self._too_many:
             return f"the next round needs {self._too_many} edits, more than the budget of {self.budget.edits} has left"
+        return self._silenced()
+
+    def _silenced(self) -> str | None:
         if self.budget.tokens is not None and self.tokens >= self.budget.tokens:
             return f"the budget of {self.budget.tokens} tokens is spent"
         if self.seconds_left == 0.0:
@@ -56,13 +59,13 @@ class Meter:
     def begin_edits(self, n: int) -> None:
         """Counts a round's edits before the first goes out: no number of tasks can overrun the ceiling together, and no
         round is broken off, since only whole ones are recorded."""
-        self.check()
         if self.budget.edits is not None and self.edits + n > self.budget.edits:
             self._too_many = n
-            self.check()
+        if words := self.spent():
+            raise BudgetSpent(words)
         self.edits += n
 
-    def check(self) -> None:
-        """Raises `BudgetSpent` where a ceiling is reached."""
-        if words := self.spent():
+    def begin_question(self) -> None:
+        """Raises `BudgetSpent` where the reasoner may not be asked any more. The last edits are still looked at."""
+        if words := self._silenced():
             raise BudgetSpent(words)

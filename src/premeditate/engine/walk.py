@@ -237,7 +237,7 @@ class Walk:
         self, images: Sequence[Image.Image], text: str, chain: int, skill: str, *what: int, sampled: bool = False
     ) -> Completion:
         """Greedy in chain 0 unless `sampled`, sampled in the others. A reasoner that raises could not be asked."""
-        self.engine.meter.check()
+        self.engine.meter.begin_question()
         request = ChatRequest(
             images=tuple(images), text=text, max_tokens=self.prompts.max_tokens,
             temperature=self.settings.temperature if sampled or chain > 0 else 0.0,
@@ -306,7 +306,7 @@ class Walk:
     async def _judge(self, chain: int, index: int) -> Event:
         verifier, desk = self.engine.verifier, self.desks.verifier
         assert verifier is not None and desk is not None
-        self.engine.meter.check()
+        self.engine.meter.begin_question()
         edit = await self._load(self.trace.chains[chain].rounds[index].image)
         try:
             verdict = await desk.submit(Sample(self.task, self.sources[0], edit, self.trace.checklist))
