@@ -385,6 +385,24 @@ def test_an_endpoint_that_refuses_the_question_is_not_the_requests_fault() -> No
     run(main())
 
 
+def test_who_asks_during_a_long_outage_has_as_much_patience_as_the_first() -> None:
+    """A run of many tasks must not be failed in a moment because an outage outlasted the first request's patience."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        down = lambda: 5 < loop.time() < 115  # noqa: E731
+        worker = Worker(says=2, fault=lambda n: error("unreachable") if down() else None, well=lambda: not down())
+        pool = Pool[int, int]([worker], Policy(patience=100))
+        early = [asyncio.create_task(pool.submit(i)) for i in range(30)]
+        await asyncio.sleep(108)
+        late = [asyncio.create_task(pool.submit(100 + i)) for i in range(5)]
+        ends = await asyncio.gather(*early, return_exceptions=True)
+        assert sum(isinstance(end, EndpointError) for end in ends) > 15
+        assert await asyncio.gather(*late) == [10 * (100 + i) for i in range(5)]
+
+    run(main())
+
+
 # -- giving up, and hedging ---------------------------------------------------------------------------------------
 
 

@@ -215,7 +215,7 @@ def test_a_spent_budget_leaves_the_rest_to_be_resumed(models: Install) -> None:
     done = run("--max-edits", "2", "--concurrency", "1")
     assert done.code == 5
     assert re.search(rf"tasks      {N}: [12] verified, [45] unfinished", done.out)
-    assert "the budget of 2 edits is spent; go on with premeditate run list -o kept --resume" in done.out
+    assert "the budget of 2 edits is spent; go on with the same command and --resume" in done.out
     kept = json.loads(Path("kept/summary.json").read_text())
     assert kept["edits"] == 2
     assert "budget" in kept["stopped"]
@@ -303,7 +303,7 @@ def test_a_signal_stops_it_in_order(models: Install, tmp_path: Path, number: sig
     assert running.returncode == 130
     assert err.splitlines() == [
         "told to stop",
-        f"premeditate: interrupted; 1 of {N} tasks are done; go on with premeditate run list -o kept --resume",
+        f"premeditate: interrupted; 1 of {N} tasks are done; go on with the same command and --resume",
     ]
     assert json.loads(Path("kept/summary.json").read_text())["stopped"] == "interrupted"
     models()

@@ -109,7 +109,7 @@ def run(
         check_writable(path)
 
     console = Console(stderr=True)
-    again = f"premeditate run {tasks} -o {output} --resume"
+    again = "the same command" + ("" if resume else " and --resume")
     with store:
         parts = _load((editor, reasoner, verifier, Policy(timeout=timeout)), console, quiet=json_output)
         board = Board(total)

@@ -80,6 +80,7 @@ class Load:
 class _Waiter(Generic[Request, Answer]):
     future: asyncio.Future[Seat[Request, Answer]]
     avoid: set[int]
+    since: float
 
 
 class _Unwell(EndpointError):
@@ -88,8 +89,9 @@ class _Unwell(EndpointError):
 
 @dataclass
 class _Try:
-    """What has happened to one request so far."""
+    """What has happened to one request so far, `since` it was handed in."""
 
+    since: float
     avoid: set[int] = field(default_factory=set)
     failures: int = 0
     timeouts: int = 0
@@ -122,7 +124,7 @@ class Pool(Generic[Request, Answer]):
 
     async def submit(self, request: Request) -> Answer:
         """The answer to one request, from whichever endpoint. Raises `EndpointError` when it cannot be had."""
-        tried = _Try()
+        tried = _Try(since=asyncio.get_running_loop().time())
         while True:
             await self.prepare()
             seat = await self._take(tried)
@@ -236,7 +238,7 @@ class Pool(Generic[Request, Answer]):
                 seat.busy_since = now if seat.busy_since is None else seat.busy_since
                 seat.refuses = now - seat.busy_since > self.policy.patience
                 if all(s.denied or s.refuses for s in self.seats):
-                    self._tell()
+                    self._tell(now)
         else:
             seat.breaker.failed(now)
             if error.kind == "timeout":
@@ -290,7 +292,7 @@ class Pool(Generic[Request, Answer]):
     async def _take(self, tried: _Try) -> Seat[Request, Answer]:
         """A place at an endpoint, in the order of asking; a request that was sent before goes first."""
         assert self._loop is not None
-        waiter = _Waiter[Request, Answer](self._loop.create_future(), tried.avoid)
+        waiter = _Waiter[Request, Answer](self._loop.create_future(), tried.avoid, tried.since)
         (self._waiting.appendleft if tried.failures or tried.busy_since else self._waiting.append)(waiter)
         self._serve()
         try:
@@ -329,23 +331,26 @@ class Pool(Generic[Request, Answer]):
         self._wake(now)
 
     def _give_up(self, now: float) -> None:
-        """Where no endpoint has been of use for longer than `patience`, waiting any longer helps nobody."""
+        """Where no endpoint has been of use for as long as a request has had patience, it is told so."""
         if not all(s.is_down(now) or s.refuses for s in self.seats):
             self._down_since = None
             return
         self._down_since = now if self._down_since is None else self._down_since
-        if self._waiting and (all(s.denied for s in self.seats) or now - self._down_since >= self.policy.patience):
-            self._tell()
+        if self._waiting:
+            hopeless = all(s.denied or s.refuses for s in self.seats)
+            self._tell(now if hopeless else now - self.policy.patience)
 
-    def _tell(self) -> None:
-        """Fails those who wait. Who asks from now on has a try again."""
+    def _tell(self, before: float) -> None:
+        """Fails those who have waited since `before` or longer. Who asks from now on has a try again."""
         last = self._last or EndpointError("unreachable", "no endpoint answers", "start the server")
-        for waiter in self._waiting:
+        late = [w for w in self._waiting if max(w.since, self._down_since or 0.0) <= before]
+        for waiter in late:
+            self._waiting.remove(waiter)
             if not waiter.future.done():
                 waiter.future.set_exception(EndpointError(last.kind, last.problem, last.mend))
-        self._waiting.clear()
-        for seat in self.seats:
-            seat.refuses = False
+        if late:
+            for seat in self.seats:
+                seat.refuses = False
 
     def _wake(self, now: float) -> None:
         """Comes back when a rest or an open breaker ends, or patience does."""
@@ -356,7 +361,8 @@ class Pool(Generic[Request, Answer]):
             return
         times = [max(s.rests_until, s.breaker.until if s.breaker.opened else 0.0) for s in self.seats if not s.denied]
         if self._down_since is not None:
-            times.append(self._down_since + self.policy.patience)
+            waits = min(max(waiter.since, self._down_since) for waiter in self._waiting)
+            times.append(waits + self.policy.patience)
         later = [t for t in times if t > now]
         if later:
             self._timer = self._loop.call_at(min(later) + 0.001, self._serve)
@@ -371,6 +377,9 @@ class Pool(Generic[Request, Answer]):
         try:
             health = await self._health(seat)
         except EndpointError as error:
+            if error.kind == "busy":  # it is there, and will have time
+                seat.rests_until = self._now() + (error.retry_after or self.policy.backoff)
+                return
             self._last = error
             seat.denied = error if error.kind == "denied" else None
             seat.breaker.in_a_row = self.policy.failures - 1

@@ -140,7 +140,7 @@ class Engine:
                 rows += model.loads(role)
             elif isinstance(desk, Batcher):
                 rows.append(Load(model.name, role, desk.running, desk.waiting, desk.size, desk.done, desk.failed))
-            else:
+            elif role != "verifier":
                 rows.append(Load(model.name, role))
         return rows
 
@@ -181,7 +181,7 @@ class Engine:
 
     def _models(self) -> list[tuple[str, Any]]:
         """(role, model) of everything that is asked; a verifier that asks the reasoner itself adds nothing."""
-        judge = getattr(self.verifier, "reasoner", None)
+        judge = getattr(self.verifier, "reasoner", self.verifier)
         found: list[tuple[str, Any]] = [("editor", self.editor), ("reasoner", self.reasoner)]
         return found if judge is None or judge is self.reasoner else [*found, ("verifier", judge)]
 
