@@ -83,6 +83,18 @@ def test_edit_over_addresses_ends_verified_with_its_record(editor: ImagesServer,
     assert editor.made == made and len(RunStore.open(run).traces()) == 1
 
 
+def test_other_options_of_a_model_are_another_edit(editor: ImagesServer, chat: ChatServer, photo: Path) -> None:
+    editor.reset()
+    chat.tops = [{"Yes": 0.9, "No": 0.05}]
+    run = photo.with_name("steps")
+    for steps in (4, 8, 8):
+        spec, out = f"{editor.url}?steps={steps}", photo.with_name("s.png")
+        code, told = invoke("edit", photo, "make it evening", "-o", out, "--store", run, "--editor", spec,
+                            "--reasoner", chat.url, "--no-report")  # fmt: skip
+        assert code == ExitCode.VERIFIED and told["settings"]["options"]["editor"]["steps"] == steps
+    assert editor.made == 2 and len(set(editor.keys)) == 2 and len(RunStore.open(run).traces()) == 2
+
+
 def test_a_judge_that_has_no_part_in_the_plans(editor: ImagesServer, chat: ChatServer, photo: Path) -> None:
     editor.reset()
     chat.tops = [{"Yes": 0.9, "No": 0.05}]

@@ -99,6 +99,8 @@ class DiffusersEditor:
                 raise ModelError(f"the editor option {what} is {value!r}", "give a whole number of at least 1")
         self.size, self.steps, self.max_batch = size or 1024, steps, max_batch or 1
         self._call = {key: value for key, value in call.items() if value is not None}
+        self.recipe: dict[str, Any] = {"size": self.size, **({"steps": steps} if steps else {}), **self._call}
+        """The options that shape a picture: part of what a trace is named by."""
         self._parameters = check_kind(type(pipeline))
         for key in self._call:
             if key not in self._parameters:
@@ -141,7 +143,10 @@ class DiffusersEditor:
         dtype = pick_dtype(settings.pop("dtype", None), device)
         loading = {key: settings.pop(key) for key in LOAD_OPTIONS if key in settings}
         pipeline = load_pipeline(spec, device=device, dtype=dtype, **loading)
-        return cls(pipeline, **{"name": spec, **settings})
+        editor = cls(pipeline, **{"name": spec, **settings})
+        shaping = ("lora", "lora_scale", "revision", "scheduler")
+        editor.recipe |= {key: str(loading[key]) for key in shaping if loading.get(key) is not None}
+        return editor
 
     def check(self, image: Image.Image) -> None:
         """Raises ValueError, with the mend, for a picture that this editor was not made for."""

@@ -94,6 +94,11 @@ class HttpEditor:
 
     # -- for callers -----------------------------------------------------------------------------------------------
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The options that shape a picture: part of what a trace is named by."""
+        return {"size": self.size, **self.settings}
+
     async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         """One result per request, in order; all at once. A request that fails gets an `error`."""
         return list(await asyncio.gather(*(self._quietly(request) for request in requests)))

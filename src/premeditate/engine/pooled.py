@@ -35,6 +35,11 @@ class _Pooled(Generic[Request, Answer]):
         """The model's; endpoints may know it only after `prepare`. From then on it stays: traces are found by it."""
         return self._found or self._endpoints[0].name
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The options that shape an answer; the endpoints of one model have the same."""
+        return dict(getattr(self._endpoints[0], "recipe", {}))
+
     async def prepare(self) -> None:
         """Asks every endpoint how it is, and those that are up what they honour; the others are asked when they are
         back. Raises `EndpointError` where none is up, and `ModelError` where they serve different models."""

@@ -129,7 +129,8 @@ class Engine:
         """What a trace says of how it was made, and is named by: no addresses, which may change between two runs."""
         models = {"editor": self.editor.name, "reasoner": self.reasoner.name,
                   "verifier": self.verifier.name if self.verifier else None, "prompts": self.prompts.name}  # fmt: skip
-        return {**asdict(self.settings), **models}
+        recipes = {role: dict(model.recipe) for role, model in self._models() if getattr(model, "recipe", None)}
+        return {**asdict(self.settings), **models, **({"options": recipes} if recipes else {})}
 
     def loads(self) -> list[Load]:
         """What the models are doing, one row per endpoint."""

@@ -103,6 +103,11 @@ class OpenAIChatReasoner:
             self.name = self._api.model
         self._abilities = await probe(self._api, self._encode, until)
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The options that shape an answer: part of what a trace is named by."""
+        return {"max_pixels": self.max_pixels, "samples": self.samples}
+
     def describe(self) -> dict[str, str]:
         """How answers are obtained, for the run's record; before `prepare` only the endpoint."""
         found = self._abilities
