@@ -1,7 +1,7 @@
 """Every pipeline that edits, with random weights, on the path that its full weights take: loaded from a folder.
 
-Photographs are those of a public sample of RISEBench, which is not part of the project: those tests are skipped where
-the folder is absent (`PREMEDITATE_DATA`, default ../shared/data beside the project).
+Photographs are those of a public sample of RISEBench, which is not part of the project (`PREMEDITATE_DATA`, default
+../shared/data beside it). Where they are absent, drawn pictures of the same sizes stand in for them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,21 @@ from support.tiny_vlm import build_vlm
 KINDS = tuple(BUILDERS)
 DATA = Path(os.environ.get("PREMEDITATE_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data"))
 PHOTOGRAPHS = {
-    "QwenImageEditPipeline": "causal_reasoning_images/13.png",  # 275 x 183
-    "QwenImageEditPlusPipeline": "temporal_reasoning_images/14.png",  # 322 x 156
-    "FluxKontextPipeline": "logical_reasoning_images/7.png",  # 348 x 309
-    "LongCatImageEditPipeline": "spatial_reasoning_images/10.png",  # 1140 x 408
-    "Flux2KleinPipeline": "logical_reasoning_images/3.jpg",  # 564 x 221
-    "StableDiffusionInstructPix2PixPipeline": "logical_reasoning_images/15.png",  # 119 x 124
+    "QwenImageEditPipeline": "causal_reasoning_images/13.png",
+    "QwenImageEditPlusPipeline": "temporal_reasoning_images/14.png",
+    "FluxKontextPipeline": "logical_reasoning_images/7.png",
+    "LongCatImageEditPipeline": "spatial_reasoning_images/10.png",
+    "Flux2KleinPipeline": "logical_reasoning_images/3.jpg",
+    "StableDiffusionInstructPix2PixPipeline": "logical_reasoning_images/15.png",
+}
+DRAWN = {
+    "causal_reasoning_images/13.png": (275, 183),
+    "temporal_reasoning_images/14.png": (322, 156),
+    "logical_reasoning_images/7.png": (348, 309),
+    "spatial_reasoning_images/10.png": (1140, 408),
+    "logical_reasoning_images/3.jpg": (564, 221),
+    "logical_reasoning_images/15.png": (119, 124),
+    "logical_reasoning_images/6.png": (322, 279),
 }
 
 Folder = Callable[[str], Path]
@@ -76,12 +85,18 @@ def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_vlm("qwen2_5_vl", tmp_path_factory.mktemp("reasoner"))
 
 
-@pytest.fixture
-def photographs() -> Path:
-    path = DATA / "rise48"
-    if not path.is_dir():
-        pytest.skip(f"no photographs at {path}: set PREMEDITATE_DATA to the folder that holds rise48")
-    return path
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the photographs, or of pictures of their sizes."""
+    if (path := DATA / "rise48").is_dir():
+        return path
+    drawn = tmp_path_factory.mktemp("drawn")
+    for name, (width, height) in DRAWN.items():
+        (drawn / name).parent.mkdir(exist_ok=True)
+        shades = np.linspace(0, 255, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
+        noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
+        Image.fromarray(np.clip(shades + noise, 0, 255).astype(np.uint8)).save(drawn / name)
+    return drawn
 
 
 def load(path: Path, **options: Any) -> DiffusersEditor:
