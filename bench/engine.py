@@ -232,7 +232,9 @@ def killed(quick: bool) -> Iterator[Row]:
                     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
                     try:
                         # The first run, which shows what is right, is left alone. Starting takes a second or so.
-                        process.wait(None if i < 0 else started(place) + rng.uniform(0.0, 0.5))
+                        if i >= 0:
+                            until_it_writes(place, process)
+                        process.wait(None if i < 0 else rng.uniform(0.0, 0.5))
                     except subprocess.TimeoutExpired:
                         process.send_signal(signal.SIGKILL)
                         kills += 1
@@ -257,15 +259,14 @@ def killed(quick: bool) -> Iterator[Row]:
               traces_that_differ=different, edits_made_twice=wasted)  # fmt: skip
 
 
-def started(place: Path) -> float:
-    """Seconds until the run writes: waits for that, so that kills fall on work and not on imports."""
+def until_it_writes(place: Path, process: subprocess.Popen[bytes]) -> None:
+    """Returns when the run has written something or has ended, so that kills fall on work and not on imports."""
     events, begun = place / "events.jsonl", time.time()
     before = events.stat().st_size if events.exists() else 0
-    while time.time() - begun < 30:
+    while time.time() - begun < 30 and process.poll() is None:
         if events.exists() and events.stat().st_size > before:
             break
         time.sleep(0.005)
-    return 0.0
 
 
 def storm(quick: bool) -> Iterator[Row]:

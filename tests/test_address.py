@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premeditate.address import Address, is_address
+from premeditate.address import Address, is_address, shown
 from premeditate.errors import ModelError
 
 
@@ -73,3 +73,8 @@ def test_any_line_is_an_address_or_a_model_error(line: str) -> None:
     except ModelError:
         return
     assert Address.parse(str(address)) == address and is_address(line)
+
+
+def test_a_key_is_not_shown() -> None:
+    assert shown("http://a:1/v1?steps=8&key=sk-1&size=9#m") == "http://a:1/v1?steps=8&key=...&size=9#m"
+    assert shown("http://a:1/v1?key=sk-1") == "http://a:1/v1?key=..." and shown("a monkey=1") == "a monkey=1"

@@ -69,6 +69,11 @@ def is_address(text: str) -> bool:
     return _START.match(text) is not None
 
 
+def shown(text: str) -> str:
+    """`text` for people: without a key that stands in it."""
+    return re.sub(r"(?<=[?&]key=)[^&#]*", "...", text)
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 

@@ -141,13 +141,14 @@ def _work(source: Any, instruction: str, name: str, work: dict[str, Any], *, sho
         return run(None)
     from rich.console import Console
 
+    from premeditate.address import shown
     from premeditate.cli.progress import Progress, say
 
     console = Console()
     console.print(f"[bold]{say(instruction)}[/bold]", highlight=False, soft_wrap=True)
     console.print(
-        f"[dim]{say(name)}, {source.width} x {source.height}; {work['strategy']}; editor {say(work['editor'])}, "
-        f"reasoner {say(work['reasoner'])}[/dim]",
+        f"[dim]{say(name)}, {source.width} x {source.height}; {work['strategy']}; editor {say(shown(work['editor']))}, "
+        f"reasoner {say(shown(work['reasoner']))}[/dim]",
         highlight=False,
         soft_wrap=True,
     )

@@ -124,8 +124,10 @@ class OpenAIImagesEditor(HttpEditor):
             response = await self._http.call("GET", self._beside("/health"), timeout=PROBE)
             body = read_json(self.host, response)
         except EndpointError as error:
-            # vLLM-Omni answers with an empty body; a gateway may have no such route.
-            if error.status in (404, 405, 501) or error.kind == "garbage":
+            # vLLM-Omni answers with an empty body; a gateway may have no such route, or guard it: that it answers is
+            # enough, and a wrong key shows at the first edit.
+            refused = error.kind in ("denied", "rejected") or error.status == 501
+            if refused or error.kind == "garbage":
                 return Health(self.capacity, model=self.model)
             raise
         capacity, flying = (

@@ -17,4 +17,7 @@ def open_reasoners(spec: str, **options: Any) -> list[OpenAIChatReasoner]:
         raise ModelError(f"a reasoner does not speak {address.dialect!r}", "leave that out: OpenAI chat is spoken")
     given = {option: value for option, value in options.items() if value is not None}
     settings: dict[str, Any] = {"model": address.model, **address.options, **given}
+    for option in ("name", "key", "prompts"):
+        if isinstance(settings.get(option), int | float):
+            settings[option] = str(settings[option])  # it only looked like a number
     return [OpenAIChatReasoner.load(url, **settings) for url in address.urls]
