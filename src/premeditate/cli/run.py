@@ -218,7 +218,7 @@ class Source(Iterable["Task"]):
 async def _go(engine: Engine, source: Source, board: Board, display: Display) -> None:
     """The run itself. SIGTERM cancels it like Ctrl-C: in order, with everything stored that was made."""
     import asyncio
-    from contextlib import aclosing, suppress
+    from contextlib import aclosing
 
     watcher = asyncio.create_task(display.watch(engine.loads))
     try:
@@ -230,8 +230,7 @@ async def _go(engine: Engine, source: Source, board: Board, display: Display) ->
     finally:
         source.stopped = True
         watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        await asyncio.gather(watcher, return_exceptions=True)  # a picture that could not be drawn ends no run
 
 
 @contextmanager
