@@ -229,7 +229,7 @@ def test_attempts_are_counted_and_named() -> None:
     run(main())
 
 
-@pytest.mark.parametrize(("kind", "calls"), [("rejected", 1), ("denied", 1)])
+@pytest.mark.parametrize(("kind", "calls"), [("rejected", 1), ("denied", 2)])
 def test_what_cannot_help_is_not_tried_again(kind: Kind, calls: int) -> None:
     async def main() -> None:
         worker = Worker(says=1, fault=lambda n: error(kind))
@@ -244,7 +244,20 @@ def test_an_endpoint_that_denies_is_left_out_for_good() -> None:
     async def main() -> None:
         wrong, right = Worker(says=1, fault=lambda n: error("denied")), Worker(says=1)
         answers, _ = await all_of([wrong, right], 10)
-        assert answers == [10 * i for i in range(10)] and len(wrong.calls) == 1
+        assert answers == [10 * i for i in range(10)] and len(wrong.calls) == 2
+
+    run(main())
+
+
+def test_a_request_that_alone_is_denied_leaves_the_endpoint_in() -> None:
+    """As a gateway answers 403 to one prompt that it flags."""
+
+    async def main() -> None:
+        worker = Worker(says=1)
+        worker.fault = lambda n: error("denied") if worker.calls[-1][1] == 3 else None
+        pool = Pool[int, int]([worker])
+        ends = await asyncio.gather(*(pool.submit(i) for i in range(8)), return_exceptions=True)
+        assert [i for i, end in enumerate(ends) if isinstance(end, EndpointError)] == [3]
 
     run(main())
 
@@ -471,7 +484,7 @@ def test_closing_a_pool_that_others_use_leaves_them_alone() -> None:
 
 def test_a_pool_that_was_closed_asks_again() -> None:
     async def main() -> None:
-        worker = Worker(says=1, fault=lambda n: error("denied") if n == 0 else None)
+        worker = Worker(says=1, fault=lambda n: error("denied") if n < 2 else None)
         pool = Pool[int, int]([worker])
         with pytest.raises(EndpointError):
             await pool.submit(1)

@@ -95,6 +95,7 @@ class _Try:
     avoid: set[int] = field(default_factory=set)
     failures: int = 0
     timeouts: int = 0
+    denials: int = 0
     busy_since: float | None = None
 
 
@@ -203,7 +204,7 @@ class Pool(Generic[Request, Answer]):
                 began = self._now()
             answer = await seat.endpoint.send(request, self.policy.timeout)
         except EndpointError as error:
-            self._note(seat, error, n)
+            self._note(seat, error, n, request)
             raise
         except BaseException:
             seat.breaker.gave_up()
@@ -212,7 +213,7 @@ class Pool(Generic[Request, Answer]):
             took = self._now() - began
             seat.done += 1
             seat.breaker.succeeded()
-            seat.busy_since, seat.refuses = None, False
+            seat.busy_since, seat.refuses, seat.suspect = None, False, None
             seat.capacity.took(took, n)
             seat.usual = took if not seat.usual else 0.8 * seat.usual + 0.2 * took
             return answer
@@ -220,7 +221,7 @@ class Pool(Generic[Request, Answer]):
             seat.in_flight -= 1
             self._serve()
 
-    def _note(self, seat: Seat[Request, Answer], error: EndpointError, n: int) -> None:
+    def _note(self, seat: Seat[Request, Answer], error: EndpointError, n: int, request: Request) -> None:
         now = self._now()
         seat.failed += 1
         if error.kind == "rejected":
@@ -228,7 +229,10 @@ class Pool(Generic[Request, Answer]):
             return
         self._last = error
         if error.kind == "denied":
-            seat.denied = error
+            # One request may be refused for itself (a gateway's 403); two in a row mean the endpoint.
+            if seat.suspect is not None and seat.suspect is not request:
+                seat.denied = error
+            seat.suspect = request
         elif error.kind == "busy":
             seat.breaker.succeeded()
             seat.capacity.busy(n)
@@ -250,7 +254,9 @@ class Pool(Generic[Request, Answer]):
         if error.kind == "rejected":
             raise error
         if error.kind == "denied":
-            if all(s.denied for s in self.seats):
+            tried.denials += 1
+            tried.avoid.add(id(seat))
+            if tried.denials > 1 or all(s.denied for s in self.seats):
                 raise error
             return
         if error.kind == "busy":
@@ -385,7 +391,7 @@ class Pool(Generic[Request, Answer]):
             seat.breaker.in_a_row = self.policy.failures - 1
             seat.breaker.failed(self._now())
             return
-        seat.denied = None
+        seat.denied = seat.suspect = None
         seat.breaker.succeeded()
         if seat.capacity.fixed is None and health.capacity is not None:
             seat.capacity.fixed = max(1, health.capacity)

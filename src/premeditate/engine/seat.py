@@ -25,6 +25,8 @@ class Seat(Generic[Request, Answer]):
     failed: int = 0
     rests_until: float = 0.0
     denied: EndpointError | None = None
+    suspect: object | None = None
+    """The request that was denied last, until one succeeds."""
     busy_since: float | None = None
     """When it began to turn away whatever it was sent, with nothing of ours in work there."""
     refuses: bool = False
