@@ -128,7 +128,7 @@ def overload(quick: bool) -> Iterator[Row]:
 
 def overlap(quick: bool) -> Iterator[Row]:
     """3. A critic that takes 0.8 of the editor's time, 64 tasks x 4 rounds."""
-    seconds, lanes = (0.125, 4) if quick else (0.5, 8)
+    seconds, lanes = (0.26, 6) if quick else (0.5, 8)
     critic = Backend("critic", 0.8 * seconds, lanes)
     with running(Backend("editor", seconds, lanes), critic) as backends:
         store = MemoryStore()
@@ -187,7 +187,7 @@ def overhead(quick: bool) -> Iterator[Row]:
     grown = (late - early) / 2**20
     limit = 32.0
     yield row(f"memory grown, tasks {first} to {n}, MiB", grown, f"<= {limit:g}", grown <= limit)
-    rounds = 200 if quick else 2000
+    rounds = 100 if quick else 2000
     with running(Backend("editor", lanes=64), CRITIC) as backends:
         memory_store = MemoryStore()
         over = engine([backends.urls[0]], backends.urls[1], memory_store, think(2), Policy())
@@ -218,7 +218,7 @@ def one_run(run: Path, editor: str, critic: str, n: int) -> None:
 
 def killed(quick: bool) -> Iterator[Row]:
     """5. Runs that are killed (SIGKILL) at random moments until they end, against one that is not."""
-    runs, n = (2, 6) if quick else (100, 6)
+    runs, n = (1, 6) if quick else (100, 6)
     rounds_needed = n * 2 * 3
     rng, kills = random.Random(0), 0
     lost = doubled = different = wasted = 0
@@ -271,7 +271,7 @@ def until_it_writes(place: Path, process: subprocess.Popen[bytes]) -> None:
 
 def storm(quick: bool) -> Iterator[Row]:
     """6. A tenth each of 429, 500, hang, reset and garbage, from every backend."""
-    n = 20 if quick else 400
+    n = 16 if quick else 400
     faults = dict.fromkeys(("429", "500", "hang", "reset", "garbage"), 0.1)
     editors = [Backend(f"editor {i}", 0.02, lanes=8, faults=faults, seed=i) for i in range(2)]
     # The storm begins when the critic was asked what it honours.

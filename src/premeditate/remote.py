@@ -12,7 +12,7 @@ An adapter speaks to one endpoint and tries once. Whether, where and when to try
                   tells the endpoint that nobody waits any more; or a        the idempotency key
                   gateway says so (504, 524) and gave up waiting itself
     rejected      400, 413, 422, ...: this request is at fault               useless
-    denied        401, 403, 404, 405: the address, key or model is wrong     useless, unless a gateway flagged one request
+    denied        401, 403, 404, 405: the address, key or model is wrong     useless, unless a gateway flagged it
 """
 
 from __future__ import annotations
