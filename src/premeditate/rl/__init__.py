@@ -1,0 +1,1 @@
+"""Reinforcement learning as tensor maths: grouping, flow steps, losses. Imports no model."""

@@ -1,0 +1,204 @@
+"""What a training run is told: every field of a recipe, with its default.
+
+A recipe is a YAML file of these; `premeditate train RECIPE key.sub=value` changes single fields. Sizes are pixels,
+times are seconds, shares are in 0-1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Part):
+    """Low-rank adapters. `targets`: ends of module names, as in peft. `alpha` None: the rank."""
+
+    rank: Count = 32
+    alpha: Positive | None = None
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+class Model(Part):
+    """The editor that is trained. `base`: a SPEC (preset, folder, hub id). `lora` None: all of the transformer.
+
+    `size`: the working area is about size x size. `text_tokens`: prompts are padded to this many tokens, where the
+    model's attention sees padding (FLUX); None: as the pipeline does it; "real": to the longest of the batch.
+    """
+
+    base: str = "micro-base"
+    size: Count = 64
+    lora: Lora | None = Lora()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    gradient_checkpointing: bool = False
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    text_tokens: Count | Literal["real"] | None = None
+
+
+class Data(Part):
+    """`train`, `eval`: a folder or file of tasks (premeditate.datasets.tasks), or "module:function", called with
+    (n, seed) and returning task rows. `*_count`: rows that are made or read at most; None: all of a folder.
+    A task's prompt is meta["prompt"] where it has one, else its instruction."""
+
+    train: str = "premeditate.microworld.dataset:explicit"
+    train_count: Count | None = 4096
+    eval: str | None = "premeditate.microworld.dataset:explicit_held_out"
+    eval_count: Count | None = 256
+    seed: int = 0
+
+
+class Reward(Part):
+    """One reward of the panel. `use`: "module:attribute" (a reward, or what makes one, or a plain function of samples),
+    "preservation", "exact", or "reasoner:SPEC" (a checklist answered by that reasoner)."""
+
+    use: str
+    weight: float = 1.0
+    timeout: Positive = 120.0
+    name: str = ""
+
+
+class Grouping(Part):
+    """How a group's reward vectors become advantages."""
+
+    kind: Literal["grpo", "gdpo", "weighted", "ucpg"] = "grpo"
+    min_length: Annotated[int, Field(ge=2)] = 2
+    clip: Positive | None = 5.0
+    """Advantages are cut to [-clip, clip]."""
+
+
+class Window(Part):
+    """Which denoising steps are stochastic and trained. `first`, `last`: the range of step indices that it lies in
+    (last excluded; None: all but the final step). "sliding" moves by one every `every` updates."""
+
+    kind: Literal["all", "fixed", "random", "sliding"] = "all"
+    size: Count | None = None
+    first: Annotated[int, Field(ge=0)] = 0
+    last: Count | None = None
+    every: Count = 25
+
+
+class Rollout(Part):
+    """How edits are sampled. `solver`, `compress`: outside the window, the ODE's order and how many of its steps are
+    left (0.5: half). `share_prefix`: a group shares its first noise and the steps before its window."""
+
+    steps: Count = 10
+    dynamics: Literal["flow-sde", "dance-sde", "cps", "ode"] = "flow-sde"
+    noise_level: Annotated[float, Field(ge=0)] = 0.7
+    window: Window = Window()
+    share_prefix: bool = False
+    solver: Literal["euler", "ab2", "dpm2m"] = "euler"
+    compress: Annotated[float, Field(gt=0, le=1)] = 1.0
+    merge_lora: bool = True
+
+
+class Algorithm(Part):
+    """The objective. `kl`: weight of the distance to the model before training; `kl_kind`: "exact" Gaussian KL of a
+    step, "published" (without the step's length, as Flow-GRPO's code) or "velocity" (mean squared difference).
+
+    NFT, AWM and DPO train on `timesteps` noise levels of each sample. `beta`: NFT's mixing, DPO's temperature.
+    `old_decay`: NFT's sampling policy follows the trained one with this moving average (0: at once).
+    """
+
+    name: Literal["flow-grpo", "grpo-guard", "nft", "awm", "dpo"] = "flow-grpo"
+    clip_range: Positive = 1e-4
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    kl_kind: Literal["exact", "published", "velocity"] = "exact"
+    beta: Positive = 1.0
+    timesteps: Count = 2
+    adaptive: bool = False
+    old_decay: Share = 0.0
+    awm_power: Positive = 1.0
+
+
+class Batch(Part):
+    """`groups`: tasks in a step, over all devices. `group_size`: edits of each. `forward`: samples that one device runs
+    at once. `updates`: optimiser steps made from one step's samples. The accumulation follows."""
+
+    groups: Count = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
+    forward: Count = 32
+    updates: Count = 1
+
+
+class Optimizer(Part):
+    lr: Positive = 3e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_grad_norm: Positive = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    ema: Share | None = None
+
+
+class Evaluation(Part):
+    """Every `every` steps (and at the start and end) with the ODE, `steps` denoising steps at `size`."""
+
+    every: Count = 20
+    steps: Count | None = None
+    size: Count | None = None
+    rewards: tuple[Reward, ...] = ()
+    """Empty: the training rewards."""
+
+
+class Checkpoint(Part):
+    every: Count = 20
+    keep: Count = 2
+
+
+class Logging(Part):
+    """Where figures go beside the console and log.jsonl: "tensorboard", "wandb", "trackio". `grids`: tasks shown in
+    each evaluation's picture; 0: none."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    project: str = "premeditate"
+    grids: Annotated[int, Field(ge=0)] = 8
+
+
+class Sharding(Part):
+    kind: Literal["none", "fsdp"] = "none"
+
+
+class Recipe(Part):
+    """The whole of it."""
+
+    name: str = ""
+    out: str = "runs/train"
+    steps: Count = 200
+    seed: int = 0
+    min_coverage: Share = 0.5
+    """A step in which fewer of the samples got a reward stops the run."""
+    patience: Count = 20
+    """Steps in a row without any informative group before the run stops."""
+    model: Model = Model()
+    data: Data = Data()
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = (Reward(use="premeditate.microworld.reward:graded"),)
+    grouping: Grouping = Grouping()
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+    sharding: Sharding = Sharding()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        policy_gradient = self.algorithm.name in ("flow-grpo", "grpo-guard")
+        if policy_gradient and (self.rollout.dynamics == "ode" or self.rollout.noise_level == 0):
+            raise ValueError(
+                f"{self.algorithm.name} needs noise: an ODE step has no probability; "
+                "give rollout.dynamics=flow-sde and rollout.noise_level=0.7, or algorithm.name=nft"
+            )
+        return self
