@@ -202,17 +202,12 @@ class Source(Iterable["Task"]):
 
     def failed_before(self, task: Task) -> Trace | None:
         """The last try, where the record says that it failed."""
-        from premeditate.engine.walk import trace_name
+        from premeditate.engine.walk import tries
 
         if not self.known:
             return None
-        name = base = trace_name(task, self.engine.record)
-        attempt, found = 1, None
-        while name in self.known:
-            found = self.store.trace(name)
-            attempt += 1
-            name = f"{base}-{attempt}"
-        return found if found is not None and found.finished and found.error else None
+        latest, _ = tries(self.store, task, self.engine.record, self.known)
+        return latest if latest is not None and latest.finished and latest.error else None
 
 
 async def _go(engine: Engine, source: Source, board: Board, display: Display) -> None:

@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -101,6 +101,17 @@ def trace_name(task: Task, settings: dict[str, Any]) -> str:
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:10]}"
 
 
+def tries(store: Store, task: Task, settings: dict[str, Any], known: Container[str]) -> tuple[Trace | None, str]:
+    """The latest try of a task under settings, None where there was none, and the trace id that a further one gets.
+    `known`: the ids of the traces that `store` holds."""
+    name = base = trace_name(task, settings)
+    attempt, latest = 1, None
+    while name in known:
+        attempt, latest = attempt + 1, name
+        name = f"{base}-{attempt}"
+    return None if latest is None else store.trace(latest), name
+
+
 class Walk:
     """`await Walk(engine, task, desks).run(known)`; `known`: the ids of the traces that the store holds."""
 
@@ -145,16 +156,13 @@ class Walk:
 
     def _open(self, known: set[str]) -> None:
         """Continues the stored trace, or starts one. A trace that ended with an error is left as it is."""
-        name = base = trace_name(self.task, self.engine.record)
-        attempt = 1
-        while name in known:
-            self.trace = self.store.trace(name)
-            if not (self.trace.finished and self.trace.error):
-                return
-            attempt += 1
-            name = f"{base}-{attempt}"
+        record = self.engine.record
+        latest, name = tries(self.store, self.task, record, known)
+        if latest is not None and not (latest.finished and latest.error):
+            self.trace = latest
+            return
         known.add(name)
-        event = Started(trace_id=name, task=self.task, settings=self.engine.record, versions=self.engine.versions,
+        event = Started(trace_id=name, task=self.task, settings=record, versions=self.engine.versions,
                         chains=self.settings.chains, time=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip
         self.trace = Trace.start(event)
         self.store.append(name, event)
