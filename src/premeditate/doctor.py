@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from premeditate import machine, presets
 from premeditate.address import is_address
-from premeditate.errors import PremeditateError
+from premeditate.errors import PremeditateError, one_line
 from premeditate.files import check_writable
 from premeditate.local import quiet
 
@@ -114,7 +114,7 @@ def _library(part: str, name: str, bound: str, mend: str, *, vital: bool = False
         try:
             importlib.import_module({"pillow": "PIL"}.get(name, name))
         except Exception as error:  # whatever an import may run into
-            return Check(part, name, "broken", f"{version} cannot be imported: {words(error)}", mend, vital)
+            return Check(part, name, "broken", f"{version} cannot be imported: {one_line(error)}", mend, vital)
     return Check(part, name, "works", version + (f" ({bound})" if bound else ""), vital=vital)
 
 
@@ -144,7 +144,7 @@ def devices() -> Iterator[Check]:
     try:
         found = machine.devices()
     except Exception as error:
-        yield Check("devices", "torch", "broken", words(error), "install torch again", vital=True)
+        yield Check("devices", "torch", "broken", one_line(error), "install torch again", vital=True)
         return
     for device in found:
         memory = "" if device.memory_gb is None else f", {device.memory_gb:.0f} GB"
@@ -165,7 +165,7 @@ def torchvision() -> Iterator[Check]:
         importlib.import_module("torchvision")  # a build for another torch fails here, where it registers its operators
         yield Check("libraries", "torchvision", "works", f"{metadata.version('torchvision')}, not needed")
     except Exception as error:
-        yield Check("libraries", "torchvision", "broken", f"is here and cannot be used: {words(error)}",
+        yield Check("libraries", "torchvision", "broken", f"is here and cannot be used: {one_line(error)}",
                     "pip uninstall torchvision, or install the one that fits this torch")  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def pipelines() -> Iterator[Check]:
                 getattr(importlib.import_module("diffusers"), name)
             yield Check("pipelines", name, "works", "can be imported")
         except Exception as error:
-            yield Check("pipelines", name, "broken", words(error), "pip install -U diffusers transformers")
+            yield Check("pipelines", name, "broken", one_line(error), "pip install -U diffusers transformers")
 
 
 def adapters() -> Iterator[Check]:
@@ -188,7 +188,7 @@ def adapters() -> Iterator[Check]:
             importlib.import_module(f"premeditate.{name}")
             yield Check("adapters", name, "works", what)
         except Exception as error:
-            yield Check("adapters", name, "broken", f"{what}: {words(error)}", "see what is broken above")
+            yield Check("adapters", name, "broken", f"{what}: {one_line(error)}", "see what is broken above")
 
 
 def weights() -> Iterator[Check]:
@@ -218,7 +218,7 @@ def damage(file: Path) -> str:
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             wanted = 8 + length + max(ends, default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"cannot be read ({words(error)})"
+        return f"cannot be read ({one_line(error)})"
     size = file.stat().st_size
     return "" if size == wanted else f"has {size:,} bytes of {wanted:,}"
 
@@ -269,7 +269,7 @@ def self_test() -> Iterator[Check]:
     try:
         report = microworld.run(1, seed=0)
     except Exception as error:
-        yield Check("self-test", "one edit", "broken", words(error), "see what is broken above", vital=True)
+        yield Check("self-test", "one edit", "broken", one_line(error), "see what is broken above", vital=True)
         return
     (row,) = report.rows
     spent = f"{report.seconds:.1f} s, and {time.perf_counter() - start - report.seconds:.1f} s to load the models"
@@ -328,10 +328,6 @@ def examine(checks: Iterable[Callable[[], Iterator[Check]]]) -> Iterator[Check]:
             yield from check()
         except Exception as error:
             name = getattr(check, "__name__", "check")
-            yield Check("examination", name, "broken", words(error), "see what is broken above; else please report it")
-
-
-def words(error: BaseException) -> str:
-    """An error on one line."""
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, PremeditateError) else f"{type(error).__name__}: {text}"
+            yield Check(
+                "examination", name, "broken", one_line(error), "see what is broken above; else please report it"
+            )

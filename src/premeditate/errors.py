@@ -60,6 +60,16 @@ class PremeditateError(ValueError):
         super().__init__(f"{self.problem}; {self.mend}" if mend else self.problem)
 
 
+def one_line(
+    error: BaseException, plain: type[BaseException] | tuple[type[BaseException], ...] = PremeditateError,
+    most: int | None = 300,
+) -> str:  # fmt: skip
+    """What an error says, on one line of at most `most` characters (None: of any length); before it the error's type,
+    unless the error is one of `plain`, whose words are meant for people."""
+    text = " ".join(str(error).split())[:most]
+    return text if text and isinstance(error, plain) else f"{type(error).__name__}: {text}"
+
+
 class ImageError(PremeditateError):
     """An input image that is missing, broken, too large or of a kind that is not read."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from premeditate import images
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.fit import Fit
-from premeditate.errors import ImageError, ModelError
+from premeditate.errors import ImageError, ModelError, one_line
 from premeditate.local import Worker, check_options
 from premeditate.remote import TIMEOUT, EndpointError, Health, Http, Once, api_key
 
@@ -107,11 +107,8 @@ class HttpEditor:
         start = time.perf_counter()
         try:
             return await self.send(request)
-        except EndpointError as error:
-            said = str(error)
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-        return EditResult(None, time.perf_counter() - start, said)
+            return EditResult(None, time.perf_counter() - start, one_line(error, EndpointError, most=None))
 
     async def send(self, request: EditRequest, timeout: float | None = None) -> EditResult:
         """One edit within `timeout` seconds. Raises `EndpointError`. When cancelled, the connection is closed."""

@@ -27,7 +27,7 @@ from premeditate.engine.budget import BudgetSpent, Meter
 from premeditate.engine.memory import Store
 from premeditate.engine.select import select
 from premeditate.engine.strategies import Settings
-from premeditate.errors import WriteError
+from premeditate.errors import WriteError, one_line
 from premeditate.prompts.base import PromptSet
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, Verifier
@@ -368,8 +368,7 @@ def count_calls(trace: Trace, verifier: Verifier | None) -> dict[str, int]:
 
 
 def words(error: BaseException) -> str:
-    """An error on one line."""
+    """An error as the record holds it; of several the first."""
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, ValueError | EditFailed) and text else f"{type(error).__name__}: {text}"
+    return one_line(error, (ValueError, EditFailed), most=500)

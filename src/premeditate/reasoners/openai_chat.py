@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from premeditate import images
-from premeditate.errors import ModelError
+from premeditate.errors import ModelError, one_line
 from premeditate.local import Job, Worker, check_options
 from premeditate.prompts.base import defuse
 from premeditate.prompts.general import failure, read, spoken
@@ -141,11 +141,8 @@ class OpenAIChatReasoner:
         start = time.perf_counter()
         try:
             return await self.send(request)
-        except EndpointError as error:
-            said = str(error)
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-        return Completion(error=said, seconds=time.perf_counter() - start)
+            return Completion(error=one_line(error, EndpointError, most=None), seconds=time.perf_counter() - start)
 
     async def send(self, request: ChatRequest, timeout: float | None = None) -> Completion:
         """One request, tried once. `timeout` in seconds bounds it with its votes and its repair, call after call.
