@@ -40,6 +40,8 @@ ADAPTERS = {
     "reasoners.openai_chat": "reasoners behind the OpenAI chat API (vLLM, SGLang, llama.cpp, Ollama, OpenAI)",
     "reasoners.callable": "reasoners of your own",
 }
+MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+"""Libraries that are imported by another name."""
 _REQUIREMENT = re.compile(
     r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(?:;.*extra\s*==\s*[\"']([\w-]+)[\"'].*)?"
 )
@@ -112,7 +114,7 @@ def _library(part: str, name: str, bound: str, mend: str, *, vital: bool = False
         return Check(part, name, "broken", f"{version}, needed is {bound}", mend, vital)
     if importing:
         try:
-            importlib.import_module({"pillow": "PIL"}.get(name, name))
+            importlib.import_module(MODULES.get(name.lower(), name))
         except Exception as error:  # whatever an import may run into
             return Check(part, name, "broken", f"{version} cannot be imported: {one_line(error)}", mend, vital)
     return Check(part, name, "works", version + (f" ({bound})" if bound else ""), vital=vital)
