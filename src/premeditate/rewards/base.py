@@ -1,4 +1,4 @@
-"""The Verifier protocol: looks at finished edits and answers each one's checklist."""
+"""The protocols of what looks at finished edits: a `Verifier` answers each one's checklist, a `Reward` scores them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from premeditate.errors import ExitCode, PremeditateError
 from premeditate.trace import Answer, Checklist, Status, Task, Verdict
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What there is to judge. `checklist` is None where none was asked for."""
+    """What there is to judge. `checklist` is None where none was asked for. `group`: names the samples that belong
+    together (edits of one task, drawn to be compared); "" for one that stands alone."""
 
     task: Task
     source: Image.Image
     edit: Image.Image
     checklist: Checklist | None = None
+    group: str = ""
+
+
+class RewardError(PremeditateError):
+    """A reward that breaks its own contract: another number of values, a value that is no number, a dimension that it
+    did not announce. A defect of the reward, not of a sample: it ends the run."""
+
+    exit_code = ExitCode.MODEL
 
 
 @runtime_checkable
@@ -34,6 +44,28 @@ class Verifier(Protocol):
 
     def wants_checklist(self, task: Task) -> bool: ...
     async def verify(self, samples: Sequence[Sample]) -> Sequence[Verdict]: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores edits. `dimensions`: the names under which a verdict may hold a score; a score is any finite number, more
+    is better, and those of this package lie in [0, 1].
+
+    `score` returns one verdict per sample, in order. A dimension that could not be scored is absent from the verdict's
+    `scores`, never 0, and its `status` and `reason` say why. Samples of several groups may come in one call. May raise:
+    then every sample of the call goes without a score. Optional attributes, read by `premeditate.rewards.panel`:
+
+    - `groupwise` (False): the samples of a group are judged together and must come in one call
+    - `concurrent` (False): further calls may be made while one is under way
+    - `max_batch` (None): samples in a call at most (a group that is judged together is never cut)
+    """
+
+    dimensions: tuple[str, ...]
+
+    @property
+    def name(self) -> str: ...
+
+    async def score(self, samples: Sequence[Sample]) -> Sequence[Verdict]: ...
 
 
 _WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
