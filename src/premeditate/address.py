@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from premeditate.errors import ModelError
@@ -55,6 +57,13 @@ class Address:
         if hash_ and not (model.strip() and model.isprintable()):
             raise ModelError("the address names no model after #", "write the model's name, or leave the # out")
         return cls(start[1], urls, _options(query) if asks else {}, model if hash_ else None)
+
+    def settings(self, options: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+        """What an adapter is told: the line's model and options, and before these `options`, of which None says
+        nothing. `texts`: options that are text, even where their value looks like a number."""
+        given = {option: value for option, value in options.items() if value is not None}
+        found: dict[str, Any] = {"model": self.model, **self.options, **given}
+        return {key: str(v) if key in texts and isinstance(v, int | float) else v for key, v in found.items()}
 
     def __str__(self) -> str:
         """The line that parses to this."""

@@ -23,11 +23,7 @@ def open_editors(spec: str, **options: Any) -> list[HttpEditor]:
     dialect = address.dialect or "auto"
     if dialect not in known:
         raise ModelError(f"there is no editor dialect {dialect!r}", f"did you mean {nearest(dialect, known)}?")
-    given = {option: value for option, value in options.items() if value is not None}
-    settings: dict[str, Any] = {"model": address.model, **address.options, **given}
-    for option in ("negative_prompt", "name", "key"):
-        if isinstance(settings.get(option), int | float):
-            settings[option] = str(settings[option])  # it only looked like a number
+    settings = address.settings(options, texts=("negative_prompt", "name", "key"))
     if dialect == "editthinker":
         return [EditThinkerEditor.load(url, **settings) for url in address.urls]
     return [OpenAIImagesEditor.load(url, **{"dialect": dialect, **settings}) for url in address.urls]

@@ -15,9 +15,5 @@ def open_reasoners(spec: str, **options: Any) -> list[OpenAIChatReasoner]:
     address = Address.parse(spec)
     if address.dialect not in (None, "openai"):
         raise ModelError(f"a reasoner does not speak {address.dialect!r}", "leave that out: OpenAI chat is spoken")
-    given = {option: value for option, value in options.items() if value is not None}
-    settings: dict[str, Any] = {"model": address.model, **address.options, **given}
-    for option in ("name", "key", "prompts"):
-        if isinstance(settings.get(option), int | float):
-            settings[option] = str(settings[option])  # it only looked like a number
+    settings = address.settings(options, texts=("name", "key", "prompts"))
     return [OpenAIChatReasoner.load(url, **settings) for url in address.urls]
