@@ -1,0 +1,126 @@
+"""Several processes as one: who they are, sums over them, and how a model is split between them.
+
+Started by torchrun, or alone. Loss terms are divided by the *global* number of rows and gradients are summed, so that
+any number of processes makes the update that one would have made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """`rank` of `size` processes; `device`: this one's."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def join(cls, device: str) -> World:
+        """The world that torchrun's environment describes, or one of one. Joining twice gives the same."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(device=device)
+        if device.startswith("cuda"):
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+        return cls(dist.get_rank(), size, device)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes (float64)."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def largest(self, value: float) -> float:
+        return self._reduce([value], dist.ReduceOp.MAX)[0]
+
+    def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
+        if self.size == 1:
+            return [float(v) for v in values]
+        # NCCL reduces tensors of its device only.
+        total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, how)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value` (anything that pickles; only between our own processes), in order of rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            with suppress(Exception):  # a process whose peers died has nobody to say goodbye to
+                dist.destroy_process_group()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up the gradients of replicated parameters; those of sharded ones were summed in the backward pass."""
+        if self.size == 1:
+            return
+        plain = [p for p in parameters if not is_sharded(p)]
+        for p in plain:  # a process without an informative group has none
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if plain:
+            grads = [p.grad for p in plain if p.grad is not None]
+            flat = torch.cat([g.flatten().float() for g in grads])
+            dist.all_reduce(flat)
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full value of a tensor that may be sharded. Every process must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard(transformer: nn.Module, world: World) -> None:
+    """Splits the weights of a diffusers transformer over the world with FSDP2, block by block.
+
+    Frozen weights and, in full fine-tuning, trained ones are sharded. Adapters stay whole on every process, for they
+    are small and may have another dtype than their base. Raises ValueError in a world of one.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if world.size == 1:
+        raise ValueError("there is nothing to shard over; start with torchrun, or give sharding.kind=none")
+    mesh = init_device_mesh(world.device.split(":")[0], (world.size,))
+    adapters = {p for name, p in transformer.named_parameters() if "lora_" in name}
+    blocks = [m for m in transformer.children() if isinstance(m, nn.ModuleList)]
+    for part in [block for blocks_ in blocks for block in blocks_] + [transformer]:
+        own = {p for p in part.parameters() if p in adapters}
+        module: Any = fully_shard(part, mesh=mesh, ignored_params=own)
+        # The loss is divided by the global count already: gradients are to be summed, not averaged.
+        module.set_gradient_divide_factor(1.0)

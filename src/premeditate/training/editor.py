@@ -1,0 +1,129 @@
+"""Trains an editor by reinforcement learning: puts a recipe's model, tasks, rewards and objective on the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from premeditate.config import dump_config
+from premeditate.datasets.tasks import TaskRow
+from premeditate.rewards.panel import Panel, build_panel
+from premeditate.training import checkpoint
+from premeditate.training.adapters import FlowAdapter, load_adapter
+from premeditate.training.cache import EncodingCache
+from premeditate.training.data import data_hash, load_rows
+from premeditate.training.distributed import World, shard
+from premeditate.training.flow_policy import FlowPolicy, Tasks
+from premeditate.training.geometry import Geometry
+from premeditate.training.journal import Journal
+from premeditate.training.loop import Parts, Trainer, TrainingError
+from premeditate.training.lora import add_lora
+from premeditate.training.recipe import Recipe
+
+Say = Callable[[str], None]
+OnFigures = Callable[[str, int, Mapping[str, float]], None]
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, say: Say | None = None, on_figures: OnFigures | None = None
+) -> dict[str, Any]:
+    """Runs `recipe` to its last step and exports the result into recipe.out/export. Started by torchrun, all processes
+    call it.
+
+    `resume`: go on from the newest whole checkpoint in recipe.out; the run is then the one that was never stopped.
+    `say`: lines for people. `on_figures`: ("step" or "eval", step, figures), as they come.
+
+    Returns {"out", "export", "steps", "before", "after"}: the last two are the held-out figures. Raises
+    `TrainingError`, `ConfigError`, `DataError`, `RewardError` or `ModelError`, each with the mend; the last checkpoint
+    is whole then.
+    """
+    from premeditate.local import pick_device
+
+    world = World.join(pick_device(recipe.model.device))
+    tell = say if say is not None and world.first else lambda line: None
+    out = Path(recipe.out)
+    panels: list[Panel] = []
+    try:
+        Geometry.of(recipe, world.size)
+        saved = checkpoint.start(out, recipe, resume=resume, say=tell)
+        rows = load_rows(recipe.data.train, recipe.data.train_count, recipe.data.seed)
+        held_out = _held_out(recipe)
+        panels = [build_panel(recipe.rewards), build_panel(recipe.evaluation.rewards or recipe.rewards)]
+        policy = build_policy(recipe, rows, held_out, world, say=tell)
+        journal = Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures) if world.first else None
+        parts = Parts(policy, *panels, rows=len(rows), held_out=len(held_out))
+        trainer = Trainer(recipe, parts, world, out, journal)
+        if saved is not None:
+            trainer.restore(saved)
+            tell(f"going on from step {saved.step} of {recipe.steps}")
+        trainer.run(recipe.steps)
+        return _finish(trainer, recipe, rows, tell)
+    finally:
+        for panel in panels:
+            panel.close()
+        world.leave()
+
+
+def build_policy(
+    recipe: Recipe, rows: Sequence[TaskRow], held_out: Sequence[TaskRow], world: World, *, say: Say
+) -> FlowPolicy:
+    """The model of `recipe`, what it is trained on encoded, its adapters added, and its weights split over the world."""
+    adapter = load_adapter(recipe.model, device=world.device)
+    watched = adapter if recipe.evaluation.size in (None, recipe.model.size) else adapter.resized(recipe.evaluation.size)
+    folder = Path(recipe.out) / "encodings"
+    train = Tasks(adapter, rows, _encoded(folder / "train", adapter, rows, world, say))
+    evaluation = Tasks(watched, held_out, _encoded(folder / "eval", watched, held_out, world, say)) if held_out else None
+    adapter.release()
+    prepare(adapter.transformer, recipe)
+    if recipe.sharding.kind == "fsdp":
+        shard(adapter.transformer, world)
+    return FlowPolicy(recipe, train, evaluation, fused=recipe.sharding.kind == "none")
+
+
+def prepare(transformer: nn.Module, recipe: Recipe) -> None:
+    """Makes LoRA weights, or all of the transformer's, the ones that are trained."""
+    transformer.requires_grad_(False)
+    if recipe.model.lora is None:
+        transformer.requires_grad_(True)
+    else:
+        torch.manual_seed(recipe.seed)
+        add_lora(transformer, recipe.model.lora)
+    if recipe.model.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def _encoded(folder: Path, adapter: FlowAdapter, rows: Sequence[TaskRow], world: World, say: Say) -> EncodingCache:
+    """Encoded once, by the first process."""
+    if world.first:
+        EncodingCache.open(folder, adapter, rows, say=say)
+    world.wait()
+    return EncodingCache.open(folder, adapter, rows)
+
+
+def _held_out(recipe: Recipe) -> list[TaskRow]:
+    if recipe.data.eval is None:
+        return []
+    return load_rows(recipe.data.eval, recipe.data.eval_count, recipe.data.seed)
+
+
+def _finish(trainer: Trainer, recipe: Recipe, rows: Sequence[TaskRow], say: Say) -> dict[str, Any]:
+    """Exports what was trained, with averaged weights where there are some."""
+    folder = trainer.out / "export"
+    if trainer.journal is not None:
+        history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
+        card = {"recipe": dump_config(recipe), "data": data_hash(rows), "tasks": len(rows), "evaluations": history}
+        with trainer.averaged():
+            trainer.policy.export(folder, card)
+        trainer.journal.close()
+        say(f"exported to {folder}")
+    else:
+        history = []
+        with trainer.averaged():
+            pass
+    trainer.world.wait()
+    first, last = (history[0], history[-1]) if history else ({}, {})
+    return {"out": str(trainer.out), "export": str(folder), "steps": trainer.step, "before": first, "after": last}

@@ -1,0 +1,288 @@
+"""The training core: sample groups, reward them, turn rewards into advantages, update; and watch, log and save.
+
+It knows nothing of the model. One step is
+
+    order -> policy.sample -> panel.submit (while the next part is sampled) -> grouping -> policy.rows
+          -> `updates` optimiser steps over micro-batches -> log, evaluate, checkpoint
+
+What a step does is a function of the seed and of the step's number, so that a resumed run, or one on another number of
+processes, does the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from premeditate.errors import PremeditateError
+from premeditate.rewards.panel import Panel, Scores
+from premeditate.training import checkpoint
+from premeditate.training.advantages import advantages
+from premeditate.training.data import Order
+from premeditate.training.distributed import World, whole
+from premeditate.training.ema import Ema
+from premeditate.training.journal import Journal
+from premeditate.training.policy import Place, Policy, Rollout, Rows
+from premeditate.training.recipe import Recipe
+from premeditate.training.watch import Tally, Watch
+
+
+class TrainingError(PremeditateError):
+    """A run that cannot go on. The last checkpoint is whole."""
+
+
+@dataclass
+class Parts:
+    """What a run is put together from. `rows`, `held_out`: how many tasks there are to train and to evaluate on."""
+
+    policy: Policy
+    panel: Panel
+    judge: Panel
+    rows: int
+    held_out: int
+
+
+class Trainer:
+    """One run. `run` goes from where the state stands to the last step."""
+
+    def __init__(self, recipe: Recipe, parts: Parts, world: World, out: Path, journal: Journal | None) -> None:
+        self.recipe, self.parts, self.world, self.out, self.journal = recipe, parts, world, out, journal
+        self.policy = parts.policy
+        self.named = {name: p for name, p in self.policy.module.named_parameters() if p.requires_grad}
+        if not self.named:
+            raise TrainingError("nothing of the model is trained", "give model.lora.rank=32, or model.lora=null")
+        options = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.named.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
+        )
+        self.ema = Ema(list(self.named.values()), options.ema) if options.ema else None
+        self.order = Order(parts.rows, recipe.batch.groups, recipe.seed)
+        self.watch = Watch(recipe.patience)
+        self.step = 0
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self, steps: int) -> None:
+        """Trains until `steps` steps are done. Raises `TrainingError`."""
+        if self.step == 0:
+            self.evaluate()
+        while self.step < steps:
+            figures = self.train_step()
+            self.step += 1
+            self.note("step", figures)
+            last = self.step == steps
+            if self.step % self.recipe.evaluation.every == 0 or last:
+                self.evaluate()
+            if self.step % self.recipe.checkpoint.every == 0 or last:
+                self.save()
+
+    def train_step(self) -> dict[str, float]:
+        """One step; its figures, over all processes."""
+        marks = [time.perf_counter()]
+        rollouts, scores = self._sample(marks)
+        tally = Tally(self.world)
+        grouped = [self._grouped(rollout, found, tally) for rollout, found in zip(rollouts, scores, strict=True)]
+        figures = tally.figures()
+        self._check_coverage(figures, scores)
+        marks.append(time.perf_counter())
+        rows = self.policy.rows(rollouts, [a for a, _ in grouped], [m for _, m in grouped])
+        self.policy.module.train()
+        losses = Tally(self.world)
+        updates = self.recipe.batch.updates
+        for update in range(updates):
+            chosen = [i for i, group in enumerate(rows.groups) if group * updates // self.recipe.batch.groups == update]
+            self._update(rows, chosen, losses)
+        self.policy.updated(self.step)
+        marks.append(time.perf_counter())
+        figures |= losses.figures()
+        seconds = dict(zip(("sample", "reward", "update"), (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True))
+        forwards = sum(rollout.forwards for rollout in rollouts)
+        (total,) = self.world.sums([forwards])
+        if said := self.watch.step(figures):
+            raise TrainingError(*said)
+        return {**figures, "rollout_forwards": total, **{f"seconds/{k}": v for k, v in seconds.items()}}
+
+    def _sample(self, marks: list[float]) -> tuple[list[Rollout], list[Scores]]:
+        """This process's share of the step's groups, sampled and scored; scoring runs beside the sampling."""
+        world = self.world
+        places = [Place(self.step, i, row) for i, row in enumerate(self.order.at(self.step)) if i % world.size == world.rank]
+        self.policy.module.eval()
+        rollouts, waiting = [], []
+        for rollout in self.policy.sample(places):
+            rollouts.append(rollout)
+            waiting.append(self.parts.panel.submit(rollout.samples))
+        marks.append(time.perf_counter())
+        return rollouts, [pending.result() for pending in waiting]
+
+    def _grouped(self, rollout: Rollout, scores: Scores, tally: Tally) -> tuple[Tensor, Tensor]:
+        """Advantages and mask [N] of a rollout's samples, group by group."""
+        size = self.recipe.batch.group_size
+        matrix = torch.as_tensor(scores.matrix, dtype=torch.float32)
+        found = [advantages(part, self.recipe.grouping, self.parts.panel.weights) for part in matrix.split(size)]
+        present = ~matrix.isnan()
+        for name, column, there in zip(scores.names, matrix.T, present.T, strict=True):
+            tally.add(f"reward/{name}", column[there])
+        tally.add("coverage", present.all(1).float())
+        tally.add("groups/informative", torch.tensor([float(mask.any()) for _, mask in found]))
+        tally.add("samples/kept", torch.cat([mask for _, mask in found]).float())
+        spread = [part.sum(1)[part.isfinite().all(1)] for part in matrix.split(size)]
+        tally.add("groups/std", torch.tensor([float(s.std(unbiased=False)) for s in spread if len(s) > 1]))
+        return torch.cat([a for a, _ in found]), torch.cat([m for _, m in found])
+
+    def _check_coverage(self, figures: Mapping[str, float], scores: Sequence[Scores]) -> None:
+        share = figures.get("coverage", 0.0)
+        if share >= self.recipe.min_coverage and share > 0:
+            return
+        reasons = Counter(reason for found in scores for reason in found.reasons)
+        everywhere = sum(self.world.gather(reasons), Counter())
+        why = "; ".join(reason for reason, _ in everywhere.most_common(3)) or "no reason was given"
+        raise TrainingError(
+            f"step {self.step + 1}: only {share:.0%} of the samples got a reward, less than {self.recipe.min_coverage:.0%}"
+            f" ({why})",
+            "mend the reward and go on with --resume, or lower min_coverage",
+        )
+
+    # -- the update ---------------------------------------------------------------------------------------------------
+
+    def _update(self, rows: Rows, chosen: Sequence[int], tally: Tally) -> None:
+        """One optimiser step on the rows `chosen`, over all processes."""
+        total, batches = *self.world.sums([len(chosen)]), list(micro_batches(rows.keys, chosen, self.recipe.batch.forward))
+        if total == 0:
+            return
+        # Sharded forwards are collective: every process runs as many as the one with the most.
+        idle = int(self.world.largest(len(batches))) - len(batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in [*batches, *[()] * idle]:
+            loss = self.policy.loss(rows, batch)
+            (loss.values.sum() / total).backward()
+            tally.add("loss", loss.values.detach())
+            for name, value in loss.metrics.items():
+                tally.add(name, torch.as_tensor(value).expand(len(batch)) if batch else torch.zeros(0))
+        self.world.sum_gradients(self.named.values())
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.named.values(), self.recipe.optimizer.max_grad_norm)))
+        (bad,) = self.world.sums([0.0 if math.isfinite(norm) and tally.finite("loss") else 1.0])
+        if bad:
+            raise TrainingError(
+                f"step {self.step + 1}: the loss or its gradient is not finite (gradient norm {norm})",
+                "lower optimizer.lr or algorithm.clip_range, use model.dtype=float32, and go on with --resume",
+            )
+        warm = min(1.0, (self.step + 1) / max(1, self.recipe.optimizer.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.optimizer.lr * warm
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update()
+        tally.add("gradient_norm", torch.tensor([norm] if self.world.first else []))
+
+    # -- looking at it ------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out rewards with the deterministic sampler, with averaged weights where there are some."""
+        if not self.parts.held_out:
+            return {}
+        world, tally = self.world, Tally(self.world)
+        rows = range(world.rank, self.parts.held_out, world.size)
+        shown: list[tuple[int, Any, Mapping[str, float]]] = []
+        self.policy.module.eval()
+        start = time.perf_counter()
+        with self.averaged():
+            waiting = [(which, samples, self.parts.judge.submit(samples)) for which, samples in self.policy.evaluate(rows)]
+        for which, samples, pending in waiting:
+            scores = pending.result()
+            matrix = torch.as_tensor(scores.matrix, dtype=torch.float32)
+            for name, column in zip(scores.names, matrix.T, strict=True):
+                tally.add(f"eval/{name}", column[~column.isnan()])
+            tally.add("eval/coverage", (~matrix.isnan()).all(1).float())
+            for row, sample, values in zip(which, samples, matrix.tolist(), strict=True):
+                if len(shown) < self.recipe.logging.grids:
+                    shown.append((row, sample, dict(zip(scores.names, values, strict=True))))
+        figures = tally.figures(intervals=True) | {"seconds/eval": time.perf_counter() - start}
+        self.note("eval", figures)
+        if self.journal is not None:
+            self.journal.grid(self.step, shown)
+            for line in self.watch.evaluation(self.step, figures):
+                self.journal.notice(line)
+        return figures
+
+    def averaged(self) -> Any:
+        """A context in which the module holds the averaged weights, where there are some."""
+        from contextlib import nullcontext
+
+        return self.ema.swapped() if self.ema else nullcontext()
+
+    def note(self, kind: str, figures: Mapping[str, float]) -> None:
+        if self.journal is not None:
+            self.journal.write(kind, self.step, figures)
+
+    # -- keeping it ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint of everything. All processes take part; the first one writes."""
+        model = {name: whole(p.detach()).cpu() for name, p in self.named.items()}
+        optimizer = _mapped(self.optimizer.state_dict(), lambda t: whole(t).cpu())
+        extra = {f"policy.{k}": whole(v).cpu() for k, v in self.policy.state().items()}
+        if self.ema:
+            extra |= {f"ema.{k}": whole(v).cpu() for k, v in self.ema.state().items()}
+        if self.world.first:
+            checkpoint.save(
+                self.out, self.step, model=model, optimizer={"optimizer": optimizer, "extra": extra},
+                state={"watch": self.watch.state(), "world": self.world.size}, recipe=self.recipe,
+                keep=self.recipe.checkpoint.keep,
+            )  # fmt: skip
+        self.world.wait()
+
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Takes a checkpoint, whatever number of processes wrote it."""
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(_like(saved.model[name], p))
+        state = saved.optimizer["optimizer"]
+        for p, moments in zip(self.named.values(), state["state"].values(), strict=False):
+            moments.update({k: _like(v, p) for k, v in moments.items() if isinstance(v, Tensor) and v.shape == p.shape})
+        self.optimizer.load_state_dict(state)
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in saved.optimizer["extra"].items():
+            kind, _, name = key.partition(".")
+            parts[kind][name] = value
+        self.policy.restore(parts["policy"])
+        if self.ema:
+            self.ema.restore(parts["ema"])
+        self.watch.restore(saved.state["watch"])
+        self.step = saved.step
+
+
+def micro_batches(keys: Sequence[Hashable], chosen: Sequence[int], most: int) -> Iterator[list[int]]:
+    """`chosen` in batches of at most `most` rows with one key, as equal in size as can be."""
+    by: dict[Hashable, list[int]] = defaultdict(list)
+    for i in chosen:
+        by[keys[i]].append(i)
+    for part in by.values():
+        count = math.ceil(len(part) / most)
+        for k in range(count):
+            yield part[k * len(part) // count : (k + 1) * len(part) // count]
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` on the parameter's device, sharded as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return [_mapped(v, change) for v in value] if isinstance(value, list) else value

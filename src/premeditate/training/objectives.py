@@ -1,0 +1,271 @@
+"""What a flow policy is trained on: which rows a rollout gives, and the loss of a row.
+
+    Replay     flow-grpo, grpo-guard     a row is a recorded step of a sample, taken again for its probability
+    Forward    nft, awm                  a row is a finished sample, made noisy at some level
+    Pairs      dpo                       a row is the best and the worst sample of a group, made noisy alike
+
+Rows of all timesteps share forwards, for every row has its own noise level.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from premeditate.rl import losses
+from premeditate.rl.flow import noised, step
+from premeditate.training.policy import Loss, Rollout, Rows
+from premeditate.training.recipe import Algorithm
+
+if TYPE_CHECKING:
+    from premeditate.training.flow_policy import FlowPolicy, Sampled
+
+
+@dataclass
+class Stack:
+    """All samples of one shape in a step. `batch`: the conditions of its groups; `groups` [N]: each sample's."""
+
+    batch: Any
+    groups: Tensor
+    advantages: Tensor
+    x0: Tensor
+    sampled: list[Sampled]
+    noise: Tensor | None = None
+    levels: Tensor | None = None
+
+    def recorded(self, name: str) -> Tensor:
+        """A field of the trajectories, [N, S, ...] or [S]."""
+        found = [getattr(s.trajectory, name) for s in self.sampled]
+        return found[0] if found[0].ndim == 1 else torch.cat(found)
+
+
+class Objective(ABC):
+    """`stochastic`: its rollouts record steps. `follows`: may sample with a moving average of the trained weights."""
+
+    stochastic = False
+    follows = False
+
+    def __init__(self, algorithm: Algorithm, policy: FlowPolicy) -> None:
+        self.algorithm, self.policy = algorithm, policy
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.algorithm.kl > 0
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the weights of an update are always those that sampled."""
+        return self.policy.recipe.batch.updates == 1 and self.policy.old is None
+
+    @abstractmethod
+    def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows: ...
+
+    @abstractmethod
+    def loss(self, rows: Rows, indices: Sequence[int]) -> Loss: ...
+
+    def stacks(
+        self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> dict[Hashable, tuple[Stack, list[tuple[int, int]]]]:
+        """For each shape the stacked samples, and (sample, its group's index in the step) of those to train on."""
+        adapter = self.policy.adapter
+        found: dict[Hashable, tuple[Stack, list[tuple[int, int]]]] = {}
+        for key in dict.fromkeys(r.data.key for r in rollouts):
+            of = [i for i, r in enumerate(rollouts) if r.data.key == key]
+            sampled: list[Sampled] = [rollouts[i].data for i in of]
+            groups = sum(len(s.places) for s in sampled)
+            device = sampled[0].trajectory.x.device
+            stack = Stack(
+                adapter.collate([e for s in sampled for e in s.encodings]),
+                torch.arange(groups).repeat_interleave(sampled[0].members),
+                torch.cat([advantages[i] for i in of]).to(device),
+                torch.cat([s.trajectory.x for s in sampled]),
+                sampled,
+            )
+            indices = [p.index for s in sampled for p in s.places for _ in range(s.members)]
+            kept = torch.cat([masks[i] for i in of]).tolist()
+            found[key] = stack, [(n, g) for n, (g, keep) in enumerate(zip(indices, kept, strict=True)) if keep]
+        return found
+
+    def distance(self, velocity: Tensor, x: Tensor, sigma: Tensor, batch: Any, std: Tensor | None = None,
+                 dt: Tensor | None = None, mean: Tensor | None = None) -> Tensor:  # fmt: skip
+        """The KL or its stand-in [n] between the model and the one before training."""
+        frozen = self.policy.reference_velocity(x, sigma, batch)
+        if self.algorithm.kl_kind == "velocity" or std is None or dt is None or mean is None:
+            return losses.velocity_kl(velocity, frozen)
+        rollout = self.policy.recipe.rollout
+        then = step(x, frozen, sigma, sigma + dt, dynamics=rollout.dynamics, noise_level=rollout.noise_level, x_next=x)
+        if self.algorithm.kl_kind == "published":
+            return losses.published_kl(mean, then.mean, std, dt)
+        return losses.gaussian_kl(mean, then.mean, std)
+
+
+class Replay(Objective):
+    """Policy gradients over recorded steps: Flow-GRPO (arXiv 2505.05470) and GRPO-Guard (arXiv 2510.22319)."""
+
+    stochastic = True
+
+    def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
+        keys: list[Hashable] = []
+        groups: list[int] = []
+        places: list[tuple[int, int]] = []
+        stacks = self.stacks(rollouts, advantages, masks)
+        for key, (stack, kept) in stacks.items():
+            for k in range(len(stack.recorded("sigmas"))):
+                keys += [key] * len(kept)
+                groups += [group for _, group in kept]
+                places += [(n, k) for n, _ in kept]
+        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+
+    def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
+        algorithm, rollout = self.algorithm, self.policy.recipe.rollout
+        stacks, places = rows.data
+        stack: Stack = stacks[rows.keys[indices[0]]]
+        n, k = torch.tensor([places[i] for i in indices]).T
+        batch, x = stack.batch.select(stack.groups[n]), stack.recorded("states")[n, k]
+        sigma, sigma_next = stack.recorded("sigmas")[k], stack.recorded("sigmas_next")[k]
+        velocity = self.policy.adapter.velocity(x, sigma, batch)
+        now = step(x, velocity, sigma, sigma_next, dynamics=rollout.dynamics, noise_level=rollout.noise_level,
+                   x_next=stack.recorded("nexts")[n, k])  # fmt: skip
+        sampled = stack.recorded("log_probs")[n, k]
+        mismatch = (now.log_prob.detach() - sampled).abs()
+        # While the weights are those that sampled, the ratio is 1; rounding must not make it another number.
+        old = now.log_prob.detach() if self.on_policy else sampled
+        if algorithm.name == "grpo-guard":
+            mean = now.mean.detach() if self.on_policy else stack.recorded("means")[n, k]
+            found = losses.grpo_guard(now.log_prob, old, now.mean, mean, now.std, stack.advantages[n],
+                                      clip_range=algorithm.clip_range)  # fmt: skip
+        else:
+            found = losses.flow_grpo(now.log_prob, old, stack.advantages[n], clip_range=algorithm.clip_range)
+        values, metrics = found.values, {**found.metrics, "mismatch": mismatch}
+        if algorithm.kl:
+            kl = self.distance(velocity, x, sigma, batch, now.std, sigma_next - sigma, now.mean)
+            values, metrics = values + algorithm.kl * kl, metrics | {"kl": kl.detach()}
+        return Loss(values, metrics)
+
+
+class Forward(Objective):
+    """Losses on finished samples made noisy: DiffusionNFT (arXiv 2509.16117) and AWM (arXiv 2509.25050)."""
+
+    follows = True
+
+    def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
+        keys: list[Hashable] = []
+        groups: list[int] = []
+        places: list[tuple[int, int]] = []
+        stacks = self.stacks(rollouts, advantages, masks)
+        for key, (stack, kept) in stacks.items():
+            self.add_noise(stack)
+            for j in range(self.algorithm.timesteps):
+                keys += [key] * len(kept)
+                groups += [group for _, group in kept]
+                places += [(n, j) for n, _ in kept]
+        rows = Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+        if not self.on_policy:
+            self._remember(rows)
+        return rows
+
+    def add_noise(self, stack: Stack) -> None:
+        """`levels` [N, J]: different ones of the sampler's for each sample; `noise` [N, J, ...]."""
+        count, levels, noise = self.algorithm.timesteps, [], []
+        for sampled in stack.sampled:
+            sigmas, _ = self.policy.schedule(sampled.encodings[0], sampled.places[0].step)
+            if count > len(sigmas) - 1:
+                raise ValueError(
+                    f"algorithm.timesteps={count} is more than the rollout's {len(sigmas) - 1} noise levels; "
+                    f"give algorithm.timesteps={len(sigmas) - 1} or more rollout.steps"
+                )
+            for generator in self.policy.generators(sampled, "noising"):
+                levels.append(sigmas[torch.randperm(len(sigmas) - 1, generator=generator)[:count]])
+                noise.append(torch.randn(count, *sampled.trajectory.x.shape[1:], generator=generator))
+        stack.levels = torch.stack(levels).to(stack.x0)
+        stack.noise = torch.stack(noise).to(stack.x0)
+
+    def _noisy(self, rows: Rows, indices: Sequence[int]) -> tuple[Any, ...]:
+        stacks, places = rows.data
+        stack: Stack = stacks[rows.keys[indices[0]]]
+        assert stack.levels is not None and stack.noise is not None
+        n, j = torch.tensor([places[i] for i in indices]).T
+        sigma = stack.levels[n, j]
+        x, target = noised(stack.x0[n], stack.noise[n, j], sigma)
+        return stack, n, x, sigma, target, stack.batch.select(stack.groups[n])
+
+    @torch.no_grad()
+    def _remember(self, rows: Rows) -> None:
+        """The sampling policy's velocities of all rows, before an update changes the weights."""
+        from premeditate.training.loop import micro_batches
+
+        rows.old = {}
+        with self.policy.sampling():
+            for indices in micro_batches(rows.keys, range(len(rows)), self.policy.recipe.batch.forward):
+                _, _, x, sigma, _, batch = self._noisy(rows, indices)
+                rows.old.update(zip(indices, self.policy.adapter.velocity(x, sigma, batch), strict=True))
+
+    def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
+        algorithm = self.algorithm
+        stack, n, x, sigma, target, batch = self._noisy(rows, indices)
+        velocity = self.policy.adapter.velocity(x, sigma, batch)
+        old = velocity.detach() if rows.old is None else torch.stack([rows.old[i] for i in indices])
+        if algorithm.name == "nft":
+            adaptive = (x, sigma) if algorithm.adaptive else None
+            found = losses.nft(velocity, old, target, stack.advantages[n], beta=algorithm.beta, adaptive=adaptive)
+        else:
+            found = losses.awm(velocity, old, target, stack.advantages[n], clip_range=algorithm.clip_range,
+                               power=algorithm.awm_power)  # fmt: skip
+        values, metrics = found.values, dict(found.metrics)
+        if algorithm.kl:
+            kl = self.distance(velocity, x, sigma, batch)
+            values, metrics["kl"] = values + algorithm.kl * kl, kl.detach()
+        return Loss(values, metrics)
+
+
+class Pairs(Forward):
+    """Online DPO: the best edit of a group against its worst (Diffusion-DPO, arXiv 2311.12908, on flow errors)."""
+
+    follows = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
+        keys: list[Hashable] = []
+        groups: list[int] = []
+        places: list[tuple[int, int, int]] = []
+        stacks = self.stacks(rollouts, advantages, masks)
+        for key, (stack, kept) in stacks.items():
+            self.add_noise(stack)
+            for group in dict.fromkeys(g for _, g in kept):
+                members = [n for n, g in kept if g == group]
+                value = stack.advantages[members]
+                best, worst = members[int(value.argmax())], members[int(value.argmin())]
+                for j in range(self.algorithm.timesteps):
+                    keys.append(key)
+                    groups.append(group)
+                    places.append((best, worst, j))
+        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+
+    def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
+        stacks, places = rows.data
+        stack: Stack = stacks[rows.keys[indices[0]]]
+        assert stack.levels is not None and stack.noise is not None
+        best, worst, j = torch.tensor([places[i] for i in indices]).T
+        # Both of a pair get the winner's level and noise: what is compared is the samples, not the draw.
+        both = torch.cat([best, worst])
+        sigma, noise = stack.levels[best, j].repeat(2), torch.cat([stack.noise[best, j]] * 2)
+        x, target = noised(stack.x0[both], noise, sigma)
+        batch = stack.batch.select(stack.groups[both])
+        velocity = self.policy.adapter.velocity(x, sigma, batch)
+        frozen = self.policy.reference_velocity(x, sigma, batch)
+        error, before = (losses.velocity_kl(v, target).chunk(2) for v in (velocity, frozen))
+        found = losses.dpo(error[0], error[1], before[0], before[1], beta=self.algorithm.beta)
+        return Loss(found.values, found.metrics)
+
+
+def make_objective(algorithm: Algorithm, policy: FlowPolicy) -> Objective:
+    kinds = {"flow-grpo": Replay, "grpo-guard": Replay, "nft": Forward, "awm": Forward, "dpo": Pairs}
+    return kinds[algorithm.name](algorithm, policy)
