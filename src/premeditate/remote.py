@@ -92,11 +92,13 @@ class Http:
     """An `httpx.AsyncClient` for one base URL, made anew for each event loop that uses it (`premeditate.edit` called
     twice runs two loops, and connections do not outlive theirs).
 
-    `url`: http(s)://host[:port][/path]. `api_key` goes out as a bearer token. Redirects are not followed: a key is for
-    the address that it was given for.
+    `url`: http(s)://host[:port][/path]. `root`: the path where `url` has none. `api_key` goes out as a bearer token.
+    Redirects are not followed: a key is for the address that it was given for.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, root: str = "", api_key: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         try:
             parts = urlsplit(url)
             _ = parts.port  # raises for one that is no number up to 65535
@@ -106,7 +108,7 @@ class Http:
             raise ModelError("the address holds a password", "leave it out, and give the key by api_key or environment")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ModelError(f"{url} is not an address", "give http://host:port/path or https://...")
-        self.url, self.host = url.rstrip("/"), parts.netloc
+        self.url, self.host = url.rstrip("/") + ("" if parts.path.strip("/") else root), parts.netloc
         self._headers = dict(headers or {})
         if key := str(api_key or "").strip():  # a key read from a file ends with its line
             if not (key.isascii() and key.isprintable() and " " not in key):

@@ -33,6 +33,8 @@ class HttpEditor:
 
     KIND = "an HTTP editor"
     OPTIONS: tuple[str, ...] = OPTIONS
+    ROOT = ""
+    """The API's path where the address has none."""
     TOLERANCE = 0.03
     """How much the aspect of an answer may differ from what was asked for; what differs is taken to be stretched."""
 
@@ -54,7 +56,7 @@ class HttpEditor:
                 raise ModelError(f"the editor option {option} is {number!r}", "give a number that is not negative")
         if not timeout:
             raise ModelError("the editor option timeout is 0", "give seconds, more than 0")
-        self._http = Http(url, api_key=key or api_key(url, "PREMEDITATE_EDITOR_KEY"))
+        self._http = Http(url, root=self.ROOT, api_key=key or api_key(url, "PREMEDITATE_EDITOR_KEY"))
         self.host, self.model, self.capacity = self._http.host, model, capacity
         self._named = name
         self.timeout, self.size = float(timeout), size or 1024

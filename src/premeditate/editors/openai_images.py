@@ -57,14 +57,13 @@ class OpenAIImagesEditor(HttpEditor):
 
     KIND = "an editor behind the OpenAI images API"
     OPTIONS = (*OPTIONS, "guidance_scale", "true_cfg_scale", "negative_prompt", "dialect")
+    ROOT = "/v1"
 
     def __init__(self, url: str, *, dialect: Dialect = "auto", **options: Any) -> None:
         """`url`: /v1 is added where it has no path. `dialect`: see this module. `guidance_scale`, `true_cfg_scale`:
         at least 0. `negative_prompt`: what the picture shall not show. Others: see `HttpEditor`."""
         if dialect not in DIALECTS:
             raise ModelError(f"there is no dialect {dialect!r}", f"did you mean {nearest(str(dialect), DIALECTS)}?")
-        if not urlsplit(url).path.strip("/"):
-            url = url.rstrip("/") + "/v1"
         super().__init__(url, **options)
         self.dialect: str = "openai" if dialect == "auto" and urlsplit(url).hostname == OPENAI else dialect
         if error := self._misfit():

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -64,9 +63,7 @@ class OpenAIChatReasoner:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ModelError(f"the chat option timeout is {timeout!r}", "give seconds, more than 0")
         key = key or api_key(url, "PREMEDITATE_REASONER_KEY")
-        http = Http(url, api_key=key)  # says what is wrong with an address, before it is taken apart
-        if not urlsplit(url).path.strip("/"):
-            http = Http(http.url + "/v1", api_key=key)
+        http = Http(url, root="/v1", api_key=key)
         self._api = ChatApi(http, model or "")
         self.host, self.prompts, self.capacity = http.host, prompts, capacity
         self.name = name or model or UNNAMED
