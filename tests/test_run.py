@@ -26,7 +26,7 @@ from premeditate import presets
 from premeditate.cli.board import Board, Display, duration, pace
 from premeditate.datasets.tasks import TaskRow, write
 from premeditate.editors.base import EditRequest, EditResult
-from premeditate.engine.pool import Load
+from premeditate.engine.seat import Load
 from premeditate.microworld.dataset import row
 from premeditate.microworld.tasks import MicroTask, sample_tasks
 from premeditate.remote import EndpointError, Health

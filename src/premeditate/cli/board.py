@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from premeditate.cli.progress import say
-from premeditate.engine.pool import Load
+from premeditate.engine.seat import Load
 from premeditate.trace import Event, RoundCritiqued, RoundEdited, Trace
 
 STATUSES = {"verified": "verified", "unverified": "not verified", "failed": "failed", "unfinished": "unfinished"}

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from premeditate.engine.breaker import Breaker, State
+from premeditate.engine.breaker import Breaker
 from premeditate.engine.capacity import Capacity
-from premeditate.engine.seat import Seat
+from premeditate.engine.seat import Load, Seat
 from premeditate.remote import Endpoint, EndpointError, Health
 
 Request = TypeVar("Request")
@@ -60,20 +60,6 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"policy: {name} is {value}; give more than 0, or leave it out")
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one endpoint, or one model in this process, is doing. `done`, `failed`: calls so far."""
-
-    name: str
-    role: str = ""
-    in_flight: int = 0
-    queued: int = 0
-    capacity: int | None = None
-    done: int = 0
-    failed: int = 0
-    state: State = "closed"
 
 
 @dataclass(eq=False)
@@ -157,10 +143,9 @@ class Pool(Generic[Request, Answer]):
         return [seat.endpoint for seat in self.seats if not seat.is_down(self._now())]
 
     def loads(self, role: str = "") -> list[Load]:
-        now = self._now()
-        rows = [Load(s.host, role, s.in_flight, 0, s.capacity.now, s.done, s.failed, s.breaker.state(now))
-                for s in self.seats]  # fmt: skip
-        return [Load(**{**vars(rows[0]), "queued": len(self._waiting)}), *rows[1:]]
+        """One row per endpoint; what waits here belongs to none of them and stands in the first."""
+        now, waiting = self._now(), len(self._waiting)
+        return [seat.load(role, now, waiting if seat is self.seats[0] else 0) for seat in self.seats]
 
     async def aclose(self) -> None:
         """Closes the connections, unless others still wait for answers; the pool may be used again, and asks again."""

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from premeditate.editors.base import EditRequest, EditResult
-from premeditate.engine.pool import Load, Policy, Pool
+from premeditate.engine.pool import Policy, Pool
+from premeditate.engine.seat import Load
 from premeditate.errors import ModelError
 from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.remote import Endpoint, EndpointError

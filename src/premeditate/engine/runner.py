@@ -19,8 +19,9 @@ from premeditate.editors.base import Editor, EditRequest
 from premeditate.engine.batching import Batcher, Direct
 from premeditate.engine.budget import Budget, Meter
 from premeditate.engine.memory import Store
-from premeditate.engine.pool import Load, Policy
+from premeditate.engine.pool import Policy
 from premeditate.engine.pooled import pooled
+from premeditate.engine.seat import Load
 from premeditate.engine.strategies import Settings
 from premeditate.engine.walk import Desks, OnEvent, Walk
 from premeditate.prompts import get

@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from premeditate.engine.breaker import Breaker
+from premeditate.engine.breaker import Breaker, State
 from premeditate.engine.capacity import Capacity
 from premeditate.remote import Endpoint, EndpointError
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one endpoint, or one model in this process, is doing. `done`, `failed`: calls so far."""
+
+    name: str
+    role: str = ""
+    in_flight: int = 0
+    queued: int = 0
+    capacity: int | None = None
+    done: int = 0
+    failed: int = 0
+    state: State = "closed"
 
 
 @dataclass
@@ -40,6 +54,11 @@ class Seat(Generic[Request, Answer]):
 
     def is_down(self, now: float) -> bool:
         return self.denied is not None or self.breaker.state(now) != "closed"
+
+    def load(self, role: str, now: float, queued: int) -> Load:
+        """`queued`: calls that wait in front of it."""
+        return Load(self.host, role, self.in_flight, queued, self.capacity.now, self.done, self.failed,
+                    self.breaker.state(now))  # fmt: skip
 
     @property
     def host(self) -> str:
