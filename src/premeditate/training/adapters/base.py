@@ -176,7 +176,7 @@ class FlowAdapter(ABC):
     def resized(self, size: int) -> FlowAdapter:
         """The same pipeline at another working size."""
         other = copy.copy(self)
-        other.size, other._identity = size, None
+        other.size, other._identity = size, {**self.identity(), "size": size}
         return other
 
     @torch.no_grad()
@@ -237,7 +237,8 @@ class FlowAdapter(ABC):
         names = [name for name in tasks[0] if name != "sizes"]
         texts = ["text", *([NEGATIVE + "text"] if self.guided else [])]
         lengths = {name: [len(task[name]) for task in tasks] for name in texts}
-        longest = max(max(of) for of in lengths.values())
+        fixed = self.text_tokens if isinstance(self.text_tokens, int) else 0
+        longest = max(fixed, *(max(of) for of in lengths.values()))
         parts = {}
         for name in names:
             if name in lengths:
@@ -300,7 +301,7 @@ class FlowAdapter(ABC):
         self.shared()
         for name in self.encoders():
             setattr(self.pipeline, name, None)
-        self.pipeline.vae.encoder = None
+        self.pipeline.vae.encoder = nn.Identity()  # Qwen's autoencoder counts its layers before it decodes
         self._encodes = False
 
     def identity(self) -> dict[str, Any]:
