@@ -164,13 +164,13 @@ def _work(source: Any, instruction: str, name: str, work: dict[str, Any], *, sho
 def _show(result: Result, out: Path, page: Path | None, run: Path, spent: float) -> None:
     from rich.console import Console
 
-    from premeditate.cli.progress import say
+    from premeditate.cli.progress import line, say
     from premeditate.viewer.report import seconds
 
     console = Console()
     rows = [("image", str(out)), *([("report", str(page))] if page else []), ("record", str(run))]
     for label, text in rows:
-        console.print(f"[bold]{label:<11}[/bold]{say(text)}", highlight=False, soft_wrap=True)
+        line(console, label, say(text))
     word = "[bold green]verified[/bold green]" if result.verified else "[bold yellow]not verified[/bold yellow]"
     console.print(f"{word}   [dim]{seconds(spent)}[/dim]", highlight=False)
 

@@ -49,6 +49,11 @@ def say(text: str) -> str:
     return escape(printable(" ".join(text.split())))
 
 
+def line(console: Console, label: str, text: str, style: str = "bold") -> None:
+    """`text`, which may hold markup, beside a `label` in the column of labels."""
+    console.print(f"[{style}]{label:<{_LABEL}}[/{style}]{text}", soft_wrap=True, highlight=False)
+
+
 class Progress(AbstractContextManager["Progress"]):
     """Give it to the engine as `on_event`. `label`: what the line says while the models are loaded."""
 
@@ -73,7 +78,7 @@ class Progress(AbstractContextManager["Progress"]):
             self.status.stop()
 
     def line(self, label: str, text: str, style: str = "bold") -> None:
-        self.console.print(f"[{style}]{label:<{_LABEL}}[/{style}]{text}", soft_wrap=True, highlight=False)
+        line(self.console, label, text, style)
 
     def __call__(self, trace: Trace, event: Event) -> None:
         self.seen += 1

@@ -282,29 +282,24 @@ def _show(board: Board, found: dict[str, Any], again: str) -> None:
     from rich.padding import Padding
 
     from premeditate.cli.board import STATUSES, duration, loads_table, pace
-    from premeditate.cli.progress import say
+    from premeditate.cli.progress import line, say
 
     console = Console()
-
-    def line(label: str, text: str, style: str = "bold") -> None:
-        console.print(f"[{style}]{label:<11}[/{style}]{text}", highlight=False, soft_wrap=True)
-
     counts = ", ".join(f"{found['tasks'][kind]} {label}" for kind, label in STATUSES.items() if found["tasks"][kind])
-    line("tasks", f"{board.total}: {counts}")
+    line(console, "tasks", f"{board.total}: {counts}")
     for failure in found["failures"]:
         name, why = failure["id"], failure["why"]
-        line("failed", say(why if why.startswith(name) else f"{name}: {why}"), "red")
+        line(console, "failed", say(why if why.startswith(name) else f"{name}: {why}"), "red")
     if (more := board.statuses["failed"] - len(found["failures"])) > 0:
-        line("", f"[dim]and {more} more[/dim]")
+        line(console, "", f"[dim]and {more} more[/dim]")
     speed = f" ({pace(board.rate)})" if board.rate else ""
     tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
-    line("made", f"{board.edits:,} edits, {board.critiques:,} critiques{tokens} in {duration(board.seconds)}{speed}")
+    line(console, "made", f"{board.edits:,} edits, {board.critiques:,} critiques{tokens} in {duration(board.seconds)}{speed}")
     if board.loads:
         console.print(Padding(loads_table(board.loads), (1, 0, 1, 11), expand=False))
     if found["report"]:
-        line("report", say(found["report"]))
-    line("record", say(found["run"]))
+        line(console, "report", say(found["report"]))
+    line(console, "record", say(found["run"]))
     if found["stopped"] or board.unfinished:
-        line(
-            "unfinished", f"{say(found['stopped'] or 'the list has become shorter')}; go on with {say(again)}", "yellow"
-        )
+        why = say(found["stopped"] or "the list has become shorter")
+        line(console, "unfinished", f"{why}; go on with {say(again)}", "yellow")
