@@ -41,7 +41,8 @@ _WAIT = {
     "critiqued": "editing",
     "stopped": "choosing",
 }
-_LABEL = 11  # width of the column of labels
+LABEL = 11
+"""Characters of the column of labels."""
 
 
 def say(text: str) -> str:
@@ -51,7 +52,7 @@ def say(text: str) -> str:
 
 def line(console: Console, label: str, text: str, style: str = "bold") -> None:
     """`text`, which may hold markup, beside a `label` in the column of labels."""
-    console.print(f"[{style}]{label:<{_LABEL}}[/{style}]{text}", soft_wrap=True, highlight=False)
+    console.print(f"[{style}]{label:<{LABEL}}[/{style}]{text}", soft_wrap=True, highlight=False)
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -101,7 +102,7 @@ class Progress(AbstractContextManager["Progress"]):
                     self.line(label, f"{tag}{say(edit.prompt)}  [dim]{place}{seconds(edit.seconds)}[/dim]")
             case RoundJudged():
                 if many:
-                    self.console.print(f"{'':<{_LABEL}}{tag}[dim]round {event.round + 1}[/dim]", highlight=False)
+                    self.console.print(f"{'':<{LABEL}}{tag}[dim]round {event.round + 1}[/dim]", highlight=False)
                 self._verdict(event.verdict)
             case RoundCritiqued():
                 self._critique(event.critique, tag)

@@ -282,7 +282,7 @@ def _show(board: Board, found: dict[str, Any], again: str) -> None:
     from rich.padding import Padding
 
     from premeditate.cli.board import STATUSES, duration, loads_table, pace
-    from premeditate.cli.progress import line, say
+    from premeditate.cli.progress import LABEL, line, say
 
     console = Console()
     counts = ", ".join(f"{found['tasks'][kind]} {label}" for kind, label in STATUSES.items() if found["tasks"][kind])
@@ -294,9 +294,10 @@ def _show(board: Board, found: dict[str, Any], again: str) -> None:
         line(console, "", f"[dim]and {more} more[/dim]")
     speed = f" ({pace(board.rate)})" if board.rate else ""
     tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
-    line(console, "made", f"{board.edits:,} edits, {board.critiques:,} critiques{tokens} in {duration(board.seconds)}{speed}")
+    made = f"{board.edits:,} edits, {board.critiques:,} critiques{tokens}"
+    line(console, "made", f"{made} in {duration(board.seconds)}{speed}")
     if board.loads:
-        console.print(Padding(loads_table(board.loads), (1, 0, 1, 11), expand=False))
+        console.print(Padding(loads_table(board.loads), (1, 0, 1, LABEL), expand=False))
     if found["report"]:
         line(console, "report", say(found["report"]))
     line(console, "record", say(found["run"]))
