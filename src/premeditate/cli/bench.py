@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, Strategy, Verifier
+from premeditate.cli.options import AsJson, Chains, MaxRounds, Spec, Stepwise, Strategy, Verifier
 
 if TYPE_CHECKING:
     from premeditate.engine.walk import OnEvent
@@ -33,10 +33,10 @@ def run(
     strategy: Strategy = "think-while-edit",
     split: Annotated[Split, typer.Option(help="test: known families, unseen scenes; ood: held out.")] = "test",
     chains: Chains = None,
-    max_rounds: Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")] = 4,
-    stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
-    editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
+    max_rounds: MaxRounds = 4,
+    stepwise: Stepwise = False,
+    editor: Spec = "micro",
+    reasoner: Spec = "micro",
     verifier: Verifier = "reasoner",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Largest batch for each model; 1: one by one.")] = 32,
     store: Annotated[
@@ -44,7 +44,7 @@ def run(
         typer.Option(help="Folder that keeps every trace; goes on where it was cut off.", show_default=False),
     ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="With --json: every task's outcome too.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json_output: AsJson = False,
 ) -> None:
     """Run a benchmark and print success, per kind and dimension, with 95 % intervals, and what it cost.
 

@@ -7,20 +7,16 @@ from typing import Annotated
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC
+from premeditate.cli.options import AlsoSpec, AsJson
 from premeditate.errors import ExitCode
 
 
 @guarded
 def doctor(
-    editor: Annotated[
-        str | None, typer.Option(metavar="SPEC", help=f"Look at this one too. {SPEC}", show_default=False)
-    ] = None,
-    reasoner: Annotated[
-        str | None, typer.Option(metavar="SPEC", help=f"Look at this one too. {SPEC}", show_default=False)
-    ] = None,
+    editor: AlsoSpec = None,
+    reasoner: AlsoSpec = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the self-test, which edits one picture.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json_output: AsJson = False,
 ) -> int:
     """Say what works here, what does not and why, and how to mend it.
 

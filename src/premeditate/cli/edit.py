@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout, Verifier
+from premeditate.cli.options import (
+    AsJson,
+    Chains,
+    EarlyStop,
+    First,
+    History,
+    MaxRounds,
+    NoReport,
+    Refine,
+    Seed,
+    Spec,
+    Stepwise,
+    Strategy,
+    Timeout,
+    Verifier,
+)
 from premeditate.errors import ExitCode, ModelError, PremeditateError
 
 if TYPE_CHECKING:
@@ -32,23 +47,23 @@ def edit(
         ),
     ] = None,
     strategy: Strategy = "think-while-edit",
-    max_rounds: Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")] = 4,
+    max_rounds: MaxRounds = 4,
     chains: Chains = None,
     first: First = "plan",
     refine: Refine = "critic",
     history: History = False,
     early_stop: EarlyStop = True,
-    stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
-    editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
+    stepwise: Stepwise = False,
+    editor: Spec = "micro",
+    reasoner: Spec = "micro",
     verifier: Verifier = "reasoner",
     timeout: Timeout = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")] = 0,
+    seed: Seed = 0,
     report: Annotated[
         Path | None,
         typer.Option(help="HTML report [default: like the edited picture, with .html].", show_default=False),
     ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    no_report: NoReport = False,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +72,7 @@ def edit(
             show_default=False,
         ),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json_output: AsJson = False,
 ) -> int:
     """Edit a picture: plan, edit, look, check item by item, edit again where needed, keep the best verified round.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from premeditate.cli.guard import guarded
+from premeditate.cli.options import AsJson
 
 if TYPE_CHECKING:
     from premeditate.machine import Device
@@ -19,7 +18,7 @@ WIDE = 130
 
 @guarded
 def models(
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json_output: AsJson = False,
 ) -> None:
     """List the models that have a name here: what they are, where their weights are, and whether they fit this machine.
 

@@ -1,4 +1,4 @@
-"""Options that several commands have: what a strategy may be told."""
+"""Options that several commands have: what a strategy may be told, which models, and what is printed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ History = Annotated[bool, typer.Option("--history", help="Show the critic what w
 EarlyStop = Annotated[
     bool, typer.Option("--early-stop/--no-early-stop", help="Let reflect keep a first edit that was verified.")
 ]
+MaxRounds = Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")]
+Stepwise = Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.1, help="Seconds for one call of an endpoint [default: the adapter's, 600].",
                  show_default=False),
 ]  # fmt: skip
 SPEC = "Preset, local folder, hub id or address (premeditate models)."
+Spec = Annotated[str, typer.Option(metavar="SPEC", help=SPEC)]
+AlsoSpec = Annotated[str | None, typer.Option(metavar="SPEC", help=f"Look at this one too. {SPEC}", show_default=False)]
 Verifier = Annotated[
     str,
     typer.Option(metavar="SPEC", help='"reasoner", "exact", "none", module:attribute, or another reasoner as judge.'),
 ]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

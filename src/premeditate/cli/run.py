@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from premeditate.cli.guard import guarded
-from premeditate.cli.options import SPEC, Chains, EarlyStop, First, History, Refine, Strategy, Timeout, Verifier
+from premeditate.cli.options import (
+    AsJson,
+    Chains,
+    EarlyStop,
+    First,
+    History,
+    MaxRounds,
+    NoReport,
+    Refine,
+    Seed,
+    Spec,
+    Stepwise,
+    Strategy,
+    Timeout,
+    Verifier,
+)
 from premeditate.errors import ExitCode, ImageError, PremeditateError, StoreError
 
 if TYPE_CHECKING:
@@ -46,18 +61,18 @@ def run(
         bool, typer.Option("--retry-failed", help="With --resume: try the tasks again that failed.")
     ] = False,
     strategy: Strategy = "think-while-edit",
-    max_rounds: Annotated[int, typer.Option(min=1, max=64, help="Edits-and-looks per chain, at most.")] = 4,
+    max_rounds: MaxRounds = 4,
     chains: Chains = None,
     first: First = "plan",
     refine: Refine = "critic",
     history: History = False,
     early_stop: EarlyStop = True,
-    stepwise: Annotated[bool, typer.Option("--stepwise", help="Carry a plan out one step at a time.")] = False,
-    editor: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
-    reasoner: Annotated[str, typer.Option(metavar="SPEC", help=SPEC)] = "micro",
+    stepwise: Stepwise = False,
+    editor: Spec = "micro",
+    reasoner: Spec = "micro",
     verifier: Verifier = "reasoner",
     timeout: Timeout = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same result.")] = 0,
+    seed: Seed = 0,
     concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Tasks in work at a time.")] = 64,
     batch: Annotated[
         int, typer.Option(min=1, max=1024, help="Largest batch of edits for a model in this process.")
@@ -71,8 +86,8 @@ def run(
         Path | None,
         typer.Option(help=f"HTML report [default: report.html in RUN, for up to {PAGES} tasks].", show_default=False),
     ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    no_report: NoReport = False,
+    json_output: AsJson = False,
 ) -> int:
     """Edit many pictures: as `edit`, for a list of tasks, side by side, kept in RUN and resumable at any moment.
 
