@@ -7,6 +7,7 @@ import base64
 import binascii
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ PROBE = 30.0
 """Seconds that a server has to say what it is."""
 
 
-class HttpEditor:
+class HttpEditor(ABC):
     """One endpoint, as an `Editor` and as a `premeditate.remote.Endpoint`. A kind of server is a subclass.
 
     `edit` and `send` do one call per request, and try once. A source is fitted into a size that the server works at,
@@ -78,21 +79,25 @@ class HttpEditor:
 
     # -- what a subclass says --------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _unnamed(self) -> str:
-        raise NotImplementedError
+        """The name of an editor whose model has none."""
 
+    @abstractmethod
     async def _probe(self) -> None:
         """Asks the server what it is; runs before the first edit."""
 
+    @abstractmethod
     def _fit(self, source: tuple[int, int]) -> Fit:
-        raise NotImplementedError
+        """How a source of this size goes out, and comes back."""
 
+    @abstractmethod
     async def _call(self, request: EditRequest, pictures: list[bytes], fit: Fit, until: float) -> bytes | str:
         """The edited picture, as a file's bytes or in base64. `pictures`: PNG, at `fit.work`. `until`: by `_left`."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def health(self) -> Health:
-        raise NotImplementedError
+        """What the server says of itself. Raises `EndpointError`."""
 
     # -- for callers -----------------------------------------------------------------------------------------------
 
