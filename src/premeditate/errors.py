@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from enum import IntEnum
 
 INSTRUCTION_LIMIT = 4_000  # characters
@@ -44,6 +45,14 @@ class ExitCode(IntEnum):
 def printable(text: str) -> str:
     """`text` on one line, control characters and lone surrogates escaped: file names must not drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def nearest(word: str, known: Sequence[str], count: int = 3) -> str:
+    """The known names most like `word`, for an error message."""
+    import difflib
+
+    close = difflib.get_close_matches(word.lower(), known, n=count, cutoff=0.4)
+    return " or ".join(close) if close else ", ".join(sorted(known))
 
 
 class PremeditateError(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
 import inspect
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from premeditate.errors import ModelError
+from premeditate.errors import nearest as nearest
 
 SIDECAR = "premeditate.json"
 """A file in a model folder that holds the defaults for our adapter of that model."""
@@ -85,12 +85,6 @@ class Gate:
 def is_async(fn: object) -> bool:
     """True for `async def` functions and for objects whose call is one."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
-
-
-def nearest(word: str, known: Sequence[str], count: int = 3) -> str:
-    """The known names most like `word`, for an error message."""
-    close = difflib.get_close_matches(word.lower(), known, n=count, cutoff=0.4)
-    return " or ".join(close) if close else ", ".join(sorted(known))
 
 
 def check_options(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
