@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from premeditate import remote
 from premeditate.errors import ExitCode, ModelError
 from premeditate.remote import EndpointError, Http, api_key, read_json, retry_after, said, status_error
-from support.images_server import Loopback
+from support.loopback import Loopback
 
 
 class Server(Loopback):

@@ -7,19 +7,18 @@ import base64
 import io
 import json
 import math
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from openai.types.chat import ChatCompletion
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
+
+from support.loopback import Loopback
 
 REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionCreateParamsNonStreaming)
 DECLINE = "I'm sorry, but I can't help with that."
@@ -48,7 +47,7 @@ def pictures(body: dict[str, Any]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))) for url in urls]
 
 
-class ChatServer:
+class ChatServer(Loopback):
     """Use it with `with`. Set at any time:
 
     `honours`: of json_schema, json_object, logprobs, systemone. `rejects`: parameters that are answered 400; any other
@@ -58,32 +57,16 @@ class ChatServer:
     """
 
     def __init__(self, *honours: str) -> None:
+        super().__init__()
         self.honours, self.rejects, self.faults = set(honours), set[str](), deque[str | None]()
         self.reply: Callable[[dict[str, Any]], str] = lambda body: "Some plain words."
         self.tops: list[dict[str, float]] = [{"Yes": 0.6, "No": 0.2, "The": 0.2}]
         self.models, self.noul, self.key = ["tiny"], 0.25, ""
         self.bodies, self.decisions, self.invalid = list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
         self.left = 0
-        app = FastAPI()
-        app.get("/v1/models")(self._list)
-        app.post("/v1/chat/completions")(self._chat)
-        app.post("/v1/systemone")(self._decide)
-        self._server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def __enter__(self) -> ChatServer:
-        self._thread.start()
-        until = time.monotonic() + 20
-        while not self._server.started:
-            assert time.monotonic() < until and self._thread.is_alive()
-            time.sleep(0.01)
-        self.host = f"127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-        self.url = f"http://{self.host}/v1"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
+        self.app.get("/v1/models")(self._list)
+        self.app.post("/v1/chat/completions")(self._chat)
+        self.app.post("/v1/systemone")(self._decide)
 
     def forget(self) -> None:
         self.bodies.clear()

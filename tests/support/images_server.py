@@ -7,14 +7,11 @@ import asyncio
 import base64
 import io
 import json
-import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self, get_type_hints
+from typing import Any, get_type_hints
 
-import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from openai.types import ImagesResponse
 from openai.types.image_edit_params import ImageEditParamsNonStreaming
@@ -22,36 +19,14 @@ from PIL import Image
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
+from support.loopback import Loopback
+
 HINTS = get_type_hints(ImageEditParamsNonStreaming)
 DIFFUSION = {
     "seed": int, "num_inference_steps": int, "guidance_scale": float, "true_cfg_scale": float, "negative_prompt": str,
 }  # fmt: skip
 EXTRA: dict[str, dict[str, Any]] = {"openai": {}, "vllm-omni": DIFFUSION, "sglang": DIFFUSION}
 OWNER = {"openai": "openai", "vllm-omni": "vllm", "sglang": "sglang"}
-
-
-class Loopback:
-    """An app served on a free port of 127.0.0.1 from a thread of its own, within `with`."""
-
-    def __init__(self) -> None:
-        self.app = FastAPI()
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        until = time.monotonic() + 20
-        while not self._server.started:
-            assert time.monotonic() < until and self._thread.is_alive()
-            time.sleep(0.005)
-        self.host = f"127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-        self.origin = f"http://{self.host}"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(10)
 
 
 def png(image: Image.Image) -> bytes:
@@ -91,10 +66,6 @@ class ImagesServer(Loopback):
         self.forms, self.pictures = list[dict[str, Any]](), list[list[Image.Image]]()
         self.keys, self.made, self.left, self.fetched = list[str](), 0, 0, 0
         self._answers: dict[str, bytes] = {}
-
-    @property
-    def url(self) -> str:
-        return f"{self.origin}/v1"
 
     async def _list(self) -> Response:
         if not self.models:
