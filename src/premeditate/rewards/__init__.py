@@ -1,1 +1,2 @@
-"""Verifiers: they look at a finished edit and answer its checklist. `base`: the protocol; `checklist`: the default."""
+"""What looks at finished edits. `base`: the protocols; `checklist`: the verifier that asks a reasoner; `function`,
+`verified`, `preservation`: rewards; `specs`: how a recipe names them; `panel`: several of them side by side."""

@@ -1,0 +1,80 @@
+"""How a reward is written on one line, and what it stands for:
+
+exact                  the micro world's exact verifier
+preservation           PSNR and SSIM outside the changed region
+reasoner:SPEC          a checklist, written and answered by that reasoner (a preset, folder, hub id or address)
+module:attribute       a reward or a verifier, a class or a function without arguments that makes one, or a plain
+                       function of samples (`premeditate.rewards.function`)
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from premeditate.errors import ModelError, one_line
+from premeditate.local import nearest
+from premeditate.reasoners.base import Reasoner
+from premeditate.rewards.base import Reward, Verifier
+from premeditate.rewards.checklist import ChecklistVerifier
+from premeditate.rewards.function import FunctionReward
+from premeditate.rewards.verified import VerifiedReward
+
+REWARDS = {
+    "exact": "premeditate.microworld.verifier:ExactVerifier",
+    "preservation": "premeditate.rewards.preservation:Preservation",
+}
+JUDGE = "reasoner:"
+LoadReasoner = Callable[[str], Reasoner]
+_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def load_reward(use: str, load_reasoner: LoadReasoner | None = None) -> Reward:
+    """The reward that `use` names. `load_reasoner(SPEC)` opens the reasoner of "reasoner:SPEC". Raises `ModelError`."""
+    if use.startswith(JUDGE):
+        if load_reasoner is None:
+            raise ModelError(f"the reward {use!r} needs a reasoner, and nothing here opens one", "pass load_reasoner")
+        return VerifiedReward(ChecklistVerifier(load_reasoner(use.removeprefix(JUDGE))), name="checklist")
+    where = REWARDS.get(use, use)
+    if not _ATTRIBUTE.fullmatch(where):
+        close = nearest(use, list(REWARDS))
+        raise ModelError(f"there is no reward {use!r}", f"use {close}, reasoner:SPEC or module:attribute")
+    module, _, attribute = where.partition(":")
+    try:
+        return as_reward(getattr(import_module(module), attribute), use)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the reward {use!r} cannot be loaded ({one_line(error)})",
+            "check module:attribute, and that Python finds the module (PYTHONPATH)",
+        ) from error
+
+
+def as_reward(found: Any, what: str = "") -> Reward:
+    """A reward as it is, and a verifier, class, maker or plain function made one. Raises `ModelError`, and what a maker
+    raises."""
+    if isinstance(found, type) or (callable(found) and not isinstance(found, Reward | Verifier) and _is_maker(found)):
+        found = found()
+    if isinstance(found, Reward):
+        return found
+    if isinstance(found, Verifier):
+        return VerifiedReward(found)
+    if callable(found) and not isinstance(found, type):
+        return FunctionReward(found)
+    raise ModelError(
+        f"{what or type(found).__name__} is not a reward",
+        "it needs name, dimensions and async score(samples), or is a function of samples",
+    )
+
+
+def _is_maker(function: Callable[..., Any]) -> bool:
+    """Whether it takes no samples."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):
+        return False
+    return not any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
