@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from premeditate.config import dump_config
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.panel import Panel, build_panel
@@ -20,7 +17,7 @@ from premeditate.training.distributed import World, shard
 from premeditate.training.flow_policy import FlowPolicy, Tasks
 from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
-from premeditate.training.loop import Parts, Trainer, TrainingError
+from premeditate.training.loop import Parts, Trainer
 from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Recipe
 
@@ -54,7 +51,11 @@ def train(
         held_out = _held_out(recipe)
         panels = [build_panel(recipe.rewards), build_panel(recipe.evaluation.rewards or recipe.rewards)]
         policy = build_policy(recipe, rows, held_out, world, say=tell)
-        journal = Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures) if world.first else None
+        journal = (
+            Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
+            if world.first
+            else None
+        )
         parts = Parts(policy, *panels, rows=len(rows), held_out=len(held_out))
         trainer = Trainer(recipe, parts, world, out, journal)
         if saved is not None:
@@ -71,29 +72,25 @@ def train(
 def build_policy(
     recipe: Recipe, rows: Sequence[TaskRow], held_out: Sequence[TaskRow], world: World, *, say: Say
 ) -> FlowPolicy:
-    """The model of `recipe`, what it is trained on encoded, its adapters added, and its weights split over the world."""
-    adapter = load_adapter(recipe.model, device=world.device)
-    watched = adapter if recipe.evaluation.size in (None, recipe.model.size) else adapter.resized(recipe.evaluation.size)
+    """The model of `recipe` with its tasks encoded, its adapters added, and its weights split over the world."""
+    model = recipe.model.model_copy(update={"device": world.device})
+    adapter = load_adapter(recipe.model.base, model)
+    watched = (
+        adapter if recipe.evaluation.size in (None, recipe.model.size) else adapter.resized(recipe.evaluation.size)
+    )
     folder = Path(recipe.out) / "encodings"
     train = Tasks(adapter, rows, _encoded(folder / "train", adapter, rows, world, say))
-    evaluation = Tasks(watched, held_out, _encoded(folder / "eval", watched, held_out, world, say)) if held_out else None
+    evaluation = (
+        Tasks(watched, held_out, _encoded(folder / "eval", watched, held_out, world, say)) if held_out else None
+    )
     adapter.release()
-    prepare(adapter.transformer, recipe)
+    if recipe.model.lora is None:
+        adapter.transformer.requires_grad_(True)
+    else:
+        add_lora(adapter.transformer, recipe.model.lora, seed=recipe.seed)
     if recipe.sharding.kind == "fsdp":
         shard(adapter.transformer, world)
-    return FlowPolicy(recipe, train, evaluation, fused=recipe.sharding.kind == "none")
-
-
-def prepare(transformer: nn.Module, recipe: Recipe) -> None:
-    """Makes LoRA weights, or all of the transformer's, the ones that are trained."""
-    transformer.requires_grad_(False)
-    if recipe.model.lora is None:
-        transformer.requires_grad_(True)
-    else:
-        torch.manual_seed(recipe.seed)
-        add_lora(transformer, recipe.model.lora)
-    if recipe.model.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+    return FlowPolicy(recipe, train, evaluation, world)
 
 
 def _encoded(folder: Path, adapter: FlowAdapter, rows: Sequence[TaskRow], world: World, say: Say) -> EncodingCache:

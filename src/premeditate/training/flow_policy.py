@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,19 @@ from premeditate.rewards.base import Sample
 from premeditate.rl.flow import Trajectory, compress, sample, window
 from premeditate.trace import Task
 from premeditate.training.adapters.base import FlowAdapter
-from premeditate.training.cache import EncodingCache
 from premeditate.training.data import prompt_of, sample_seed
+from premeditate.training.distributed import World
 from premeditate.training.ema import Ema
 from premeditate.training.lora import merged, reference
 from premeditate.training.objectives import Objective, make_objective
 from premeditate.training.policy import Loss, Place, Policy, Rollout, Rows
 from premeditate.training.recipe import Recipe
+
+
+class Encodings(Protocol):
+    """What the adapter made of each task: `EncodingCache`, or a list."""
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Tensor]: ...
 
 
 @dataclass
@@ -37,7 +43,7 @@ class Tasks:
 
     adapter: FlowAdapter
     rows: Sequence[TaskRow]
-    encodings: EncodingCache
+    encodings: Encodings
 
     def by_shape(self, indices: Sequence[int]) -> dict[Hashable, list[int]]:
         """Positions in `indices` by what fits into one forward."""
@@ -45,6 +51,11 @@ class Tasks:
         for position, i in enumerate(indices):
             found[self.adapter.shape_key(self.encodings[i])].append(position)
         return dict(found)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all tasks have one shape."""
+        return len({self.adapter.shape_key(self.encodings[i]) for i in range(len(self.rows))}) < 2
 
     def sample_of(self, i: int, edit: Any, group: str) -> Sample:
         row = self.rows[i]
@@ -64,15 +75,20 @@ class Sampled:
 
 
 class FlowPolicy(Policy):
-    """`train`, `held_out`: their tasks; the latter may have another adapter (size) over the same transformer. `fused`:
-    LoRA weights may be added to their base while sampling, which a sharded base does not allow."""
+    """`train`, `held_out`: their tasks; the latter may have another adapter (size) over the same transformer.
 
-    def __init__(self, recipe: Recipe, train: Tasks, held_out: Tasks | None, *, fused: bool = True) -> None:
-        self.recipe, self.train, self.held_out = recipe, train, held_out
+    Where the transformer is sharded, forwards are collective: every process of `world` has to run as many, whatever the
+    shapes of its tasks.
+    """
+
+    def __init__(self, recipe: Recipe, train: Tasks, held_out: Tasks | None, world: World) -> None:
+        self.recipe, self.train, self.held_out, self.world = recipe, train, held_out, world
         self.adapter = train.adapter
         self.module: nn.Module = self.adapter.transformer
         self.objective: Objective = make_objective(recipe.algorithm, self)
-        self.fused = fused and recipe.model.lora is not None and recipe.rollout.merge_lora
+        self.sharded = recipe.sharding.kind != "none"
+        # What is in pieces cannot be added to.
+        self.fused = recipe.model.lora is not None and recipe.rollout.merge_lora and not self.sharded
         self.frozen: nn.Module | None = None
         if self.objective.needs_reference and recipe.model.lora is None:
             self.frozen = copy.deepcopy(self.module).requires_grad_(False)
@@ -84,10 +100,16 @@ class FlowPolicy(Policy):
 
     def sample(self, places: Sequence[Place]) -> Iterator[Rollout]:
         with self.sampling(), self._merged():
-            for positions in self.train.by_shape([p.row for p in places]).values():
-                most = max(1, self.recipe.batch.forward // self.recipe.batch.group_size)
-                for start in range(0, len(positions), most):
-                    yield self._groups([places[i] for i in positions[start : start + most]])
+            most = max(1, self.recipe.batch.forward // self.recipe.batch.group_size)
+            for part in self._parts(self.train, [p.row for p in places], most):
+                yield self._groups([places[i] for i in part])
+
+    def _parts(self, tasks: Tasks, indices: Sequence[int], most: int) -> Iterator[list[int]]:
+        """Positions in `indices`, at most `most` of one shape at a time."""
+        if self.sharded and not tasks.uniform:
+            most = 1
+        for positions in tasks.by_shape(indices).values():
+            yield from (positions[start : start + most] for start in range(0, len(positions), most))
 
     def sampling(self) -> AbstractContextManager[Any]:
         """A context with the weights that sample: the moving average where the objective keeps one."""
@@ -100,15 +122,14 @@ class FlowPolicy(Policy):
         recipe, adapter, members = self.recipe, self.adapter, self.recipe.batch.group_size
         encodings = [self.train.encodings[p.row] for p in places]
         sigmas, steps = self.schedule(encodings[0], places[0].step)
-        shape, device = adapter.noise_shape(encodings[0]), adapter.device
-        everyone = [(p, m) for p in places for m in range(members)]
-        first = [self._generator(p, 0 if recipe.rollout.share_prefix else m, "start") for p, m in everyone]
-        later = [self._generator(p, m, "steps") for p, m in everyone]
+        batch, shape = adapter.collate(encodings), adapter.noise_shape(encodings[0])
+        everyone = [(p, e, m) for p, e in zip(places, encodings, strict=True) for m in range(members)]
+        shared = recipe.rollout.share_prefix
+        start = [adapter.noise(e, self.seed(p, 0 if shared else m, "start")) for p, e, m in everyone]
+        later = [torch.Generator().manual_seed(self.seed(p, m, "steps")) for p, _, m in everyone]
 
-        def draw(generators: Sequence[torch.Generator]) -> Tensor:
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-
-        batch = adapter.collate(encodings)
+        def fresh(index: int) -> Tensor:
+            return torch.stack([torch.randn(shape, generator=g) for g in later]).to(adapter.device)
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             groups = torch.arange(len(places)).repeat_interleave(len(x) // len(places))
@@ -117,14 +138,14 @@ class FlowPolicy(Policy):
             return torch.cat([adapter.velocity(part, level, batch.select(g)) for part, level, g in parts])
 
         trajectory = sample(
-            velocity, draw(first), sigmas, window=steps, noise=lambda index: draw(later),
+            velocity, torch.stack(start).to(adapter.device), sigmas, window=steps, noise=fresh,
             dynamics=recipe.rollout.dynamics if steps else "ode", noise_level=recipe.rollout.noise_level,
-            solver=recipe.rollout.solver, group=members if recipe.rollout.share_prefix else 1,
+            solver=recipe.rollout.solver, group=members if shared else 1,
         )  # fmt: skip
-        images = self.decode(adapter, trajectory.x, [e for e in encodings for _ in range(members)])
+        images = self.decode(adapter, trajectory.x, [e for _, e, _ in everyone])
         samples = [
             self.train.sample_of(p.row, image, f"{p.step}/{p.index}")
-            for (p, _), image in zip(everyone, images, strict=True)
+            for (p, _, _), image in zip(everyone, images, strict=True)
         ]
         sampled = Sampled(adapter.shape_key(encodings[0]), places, members, encodings, trajectory)
         return Rollout(places, samples, sampled, trajectory.forwards * adapter.passes)
@@ -140,12 +161,13 @@ class FlowPolicy(Policy):
                         iteration=step, seed=self.recipe.seed)  # fmt: skip
         return compress(sigmas, chosen, rollout.compress)
 
-    def _generator(self, place: Place, member: int, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(sample_seed(self.recipe.seed, place.step, place.index, member, purpose))
+    def seed(self, place: Place, member: int, purpose: str) -> int:
+        return sample_seed(self.recipe.seed, place.step, place.index, member, purpose)
 
     def generators(self, sampled: Sampled, purpose: str) -> list[torch.Generator]:
         """One per sample of `sampled`."""
-        return [self._generator(p, m, purpose) for p in sampled.places for m in range(sampled.members)]
+        seeds = (self.seed(p, m, purpose) for p in sampled.places for m in range(sampled.members))
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     @torch.no_grad()
     def decode(self, adapter: FlowAdapter, x: Tensor, encodings: Sequence[Mapping[str, Tensor]]) -> list[Any]:
@@ -162,13 +184,15 @@ class FlowPolicy(Policy):
         return self.objective.rows(rollouts, advantages, masks)
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
-        if indices:
-            return self.objective.loss(rows, indices)
-        # No row of its own: any forward and backward that takes part in the others', and adds nothing.
+        return self.objective.loss(rows, indices) if indices else Loss(self.idle().sum() * 0)
+
+    def idle(self) -> Tensor:
+        """A forward that takes part in the others' and stands for nothing."""
         encoding = self.train.encodings[0]
         x = torch.zeros(1, *self.adapter.noise_shape(encoding), device=self.adapter.device)
-        v = self.adapter.velocity(x, x.new_ones(1), self.adapter.collate([encoding]))
-        return Loss(v.sum() * 0)
+        batch = self.adapter.collate([encoding])
+        v = self.adapter.velocity(x, x.new_ones(1), batch)
+        return v + self.reference_velocity(x, x.new_ones(1), batch) * 0 if self.objective.needs_reference else v
 
     @torch.no_grad()
     def reference_velocity(self, x: Tensor, sigma: Tensor, batch: Any) -> Tensor:
@@ -178,7 +202,7 @@ class FlowPolicy(Policy):
         with reference(self.module):
             return self.adapter.velocity(x, sigma, batch)
 
-    def updated(self, step: int) -> None:
+    def updated(self) -> None:
         if self.old:
             self.old.update()
 
@@ -187,20 +211,18 @@ class FlowPolicy(Policy):
     def evaluate(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[Sample]]]:
         held_out = self.held_out
         assert held_out is not None
-        adapter, most = held_out.adapter, self.recipe.batch.forward
+        adapter = held_out.adapter
         with self._merged():
-            for positions in held_out.by_shape(rows).values():
-                for start in range(0, len(positions), most):
-                    part = [rows[i] for i in positions[start : start + most]]
-                    encodings = [held_out.encodings[i] for i in part]
-                    sigmas = adapter.sigmas(encodings[0], self.recipe.evaluation.steps or self.recipe.rollout.steps)
-                    seeds = [sample_seed(self.recipe.data.seed, 0, i, 0, "evaluation") for i in part]
-                    shape = adapter.noise_shape(encodings[0])
-                    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-                    batch = adapter.collate(encodings)
-                    done = sample(lambda x, s, b=batch: adapter.velocity(x, s, b), x.to(adapter.device), sigmas)
-                    images = self.decode(adapter, done.x, encodings)
-                    yield part, [held_out.sample_of(i, im, "") for i, im in zip(part, images, strict=True)]
+            for positions in self._parts(held_out, rows, self.recipe.batch.forward):
+                part = [rows[i] for i in positions]
+                encodings = [held_out.encodings[i] for i in part]
+                sigmas = adapter.sigmas(encodings[0], self.recipe.evaluation.steps or self.recipe.rollout.steps)
+                seeds = [sample_seed(self.recipe.data.seed, 0, i, 0, "evaluation") for i in part]
+                x = torch.stack([adapter.noise(e, s) for e, s in zip(encodings, seeds, strict=True)])
+                batch = adapter.collate(encodings)
+                done = sample(lambda x, s, b=batch: adapter.velocity(x, s, b), x.to(adapter.device), sigmas)
+                images = self.decode(adapter, done.x, encodings)
+                yield part, [held_out.sample_of(i, im, "") for i, im in zip(part, images, strict=True)]
 
     def state(self) -> dict[str, Tensor]:
         return self.old.state() if self.old else {}
@@ -208,8 +230,3 @@ class FlowPolicy(Policy):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         if self.old:
             self.old.restore(state)
-
-    def export(self, folder: Path, card: Mapping[str, Any]) -> None:
-        from premeditate.training import export
-
-        export.write(self.adapter, Path(folder), self.recipe, card)

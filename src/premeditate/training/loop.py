@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from premeditate.training.data import Order
 from premeditate.training.distributed import World, whole
 from premeditate.training.ema import Ema
 from premeditate.training.journal import Journal
-from premeditate.training.policy import Place, Policy, Rollout, Rows
+from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Recipe
 from premeditate.training.watch import Tally, Watch
 
@@ -100,20 +101,23 @@ class Trainer:
         for update in range(updates):
             chosen = [i for i, group in enumerate(rows.groups) if group * updates // self.recipe.batch.groups == update]
             self._update(rows, chosen, losses)
-        self.policy.updated(self.step)
+        self.policy.updated()
         marks.append(time.perf_counter())
         figures |= losses.figures()
-        seconds = dict(zip(("sample", "reward", "update"), (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True))
+        phases = zip(("sample", "reward", "update"), pairwise(marks), strict=True)
+        seconds = {f"seconds/{name}": after - before for name, (before, after) in phases}
         forwards = sum(rollout.forwards for rollout in rollouts)
         (total,) = self.world.sums([forwards])
         if said := self.watch.step(figures):
             raise TrainingError(*said)
-        return {**figures, "rollout_forwards": total, **{f"seconds/{k}": v for k, v in seconds.items()}}
+        return {**figures, "rollout_forwards": total, **seconds}
 
     def _sample(self, marks: list[float]) -> tuple[list[Rollout], list[Scores]]:
         """This process's share of the step's groups, sampled and scored; scoring runs beside the sampling."""
         world = self.world
-        places = [Place(self.step, i, row) for i, row in enumerate(self.order.at(self.step)) if i % world.size == world.rank]
+        places = [
+            Place(self.step, i, row) for i, row in enumerate(self.order.at(self.step)) if i % world.size == world.rank
+        ]
         self.policy.module.eval()
         rollouts, waiting = [], []
         for rollout in self.policy.sample(places):
@@ -145,8 +149,8 @@ class Trainer:
         everywhere = sum(self.world.gather(reasons), Counter())
         why = "; ".join(reason for reason, _ in everywhere.most_common(3)) or "no reason was given"
         raise TrainingError(
-            f"step {self.step + 1}: only {share:.0%} of the samples got a reward, less than {self.recipe.min_coverage:.0%}"
-            f" ({why})",
+            f"step {self.step + 1}: only {share:.0%} of the samples got a reward, less than "
+            f"{self.recipe.min_coverage:.0%} ({why})",
             "mend the reward and go on with --resume, or lower min_coverage",
         )
 
@@ -154,18 +158,17 @@ class Trainer:
 
     def _update(self, rows: Rows, chosen: Sequence[int], tally: Tally) -> None:
         """One optimiser step on the rows `chosen`, over all processes."""
-        total, batches = *self.world.sums([len(chosen)]), list(micro_batches(rows.keys, chosen, self.recipe.batch.forward))
+        (total,) = self.world.sums([len(chosen)])
         if total == 0:
             return
-        # Sharded forwards are collective: every process runs as many as the one with the most.
-        idle = int(self.world.largest(len(batches))) - len(batches)
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in [*batches, *[()] * idle]:
+        for batch in micro_batches(rows.keys, chosen, self.recipe.batch.forward, self.world):
             loss = self.policy.loss(rows, batch)
             (loss.values.sum() / total).backward()
-            tally.add("loss", loss.values.detach())
-            for name, value in loss.metrics.items():
-                tally.add(name, torch.as_tensor(value).expand(len(batch)) if batch else torch.zeros(0))
+            if batch:
+                tally.add("loss", loss.values)
+                for name, value in loss.metrics.items():
+                    tally.add(name, torch.as_tensor(value).expand(len(batch)))
         self.world.sum_gradients(self.named.values())
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.named.values(), self.recipe.optimizer.max_grad_norm)))
         (bad,) = self.world.sums([0.0 if math.isfinite(norm) and tally.finite("loss") else 1.0])
@@ -189,18 +192,23 @@ class Trainer:
         if not self.parts.held_out:
             return {}
         world, tally = self.world, Tally(self.world)
-        rows = range(world.rank, self.parts.held_out, world.size)
+        # Every process edits as many; a row that another one has is edited twice and counted once.
+        last = -(-self.parts.held_out // world.size) * world.size
+        rows = [i % self.parts.held_out for i in range(world.rank, last, world.size)]
         shown: list[tuple[int, Any, Mapping[str, float]]] = []
         self.policy.module.eval()
         start = time.perf_counter()
         with self.averaged():
-            waiting = [(which, samples, self.parts.judge.submit(samples)) for which, samples in self.policy.evaluate(rows)]
+            waiting = [
+                (which, samples, self.parts.judge.submit(samples)) for which, samples in self.policy.evaluate(rows)
+            ]
         for which, samples, pending in waiting:
             scores = pending.result()
+            mine = torch.tensor([row % world.size == world.rank for row in which])
             matrix = torch.as_tensor(scores.matrix, dtype=torch.float32)
-            for name, column in zip(scores.names, matrix.T, strict=True):
+            for name, column in zip(scores.names, matrix[mine].T, strict=True):
                 tally.add(f"eval/{name}", column[~column.isnan()])
-            tally.add("eval/coverage", (~matrix.isnan()).all(1).float())
+            tally.add("eval/coverage", (~matrix[mine].isnan()).all(1).float())
             for row, sample, values in zip(which, samples, matrix.tolist(), strict=True):
                 if len(shown) < self.recipe.logging.grids:
                     shown.append((row, sample, dict(zip(scores.names, values, strict=True))))
@@ -257,17 +265,6 @@ class Trainer:
             self.ema.restore(parts["ema"])
         self.watch.restore(saved.state["watch"])
         self.step = saved.step
-
-
-def micro_batches(keys: Sequence[Hashable], chosen: Sequence[int], most: int) -> Iterator[list[int]]:
-    """`chosen` in batches of at most `most` rows with one key, as equal in size as can be."""
-    by: dict[Hashable, list[int]] = defaultdict(list)
-    for i in chosen:
-        by[keys[i]].append(i)
-    for part in by.values():
-        count = math.ceil(len(part) / most)
-        for k in range(count):
-            yield part[k * len(part) // count : (k + 1) * len(part) // count]
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from premeditate.rl import losses
 from premeditate.rl.flow import noised, step
-from premeditate.training.policy import Loss, Rollout, Rows
+from premeditate.training.policy import Loss, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Algorithm
 
 if TYPE_CHECKING:
@@ -197,13 +197,15 @@ class Forward(Objective):
     @torch.no_grad()
     def _remember(self, rows: Rows) -> None:
         """The sampling policy's velocities of all rows, before an update changes the weights."""
-        from premeditate.training.loop import micro_batches
-
         rows.old = {}
+        most = self.policy.recipe.batch.forward
         with self.policy.sampling():
-            for indices in micro_batches(rows.keys, range(len(rows)), self.policy.recipe.batch.forward):
-                _, _, x, sigma, _, batch = self._noisy(rows, indices)
-                rows.old.update(zip(indices, self.policy.adapter.velocity(x, sigma, batch), strict=True))
+            for indices in micro_batches(rows.keys, range(len(rows)), most, self.policy.world):
+                if indices:
+                    _, _, x, sigma, _, batch = self._noisy(rows, indices)
+                    rows.old.update(zip(indices, self.policy.adapter.velocity(x, sigma, batch), strict=True))
+                else:
+                    self.policy.idle()
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         algorithm = self.algorithm

@@ -7,7 +7,9 @@ here, a token sequence for a reasoner.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from premeditate.rewards.base import Sample
+from premeditate.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Place:
 
 @dataclass
 class Rollout:
-    """Some whole groups, sampled. `samples`: what the rewards judge, group after group, group_size of each. `data`: what
-    the policy needs to train on them."""
+    """Some whole groups, sampled. `samples`: what the rewards judge, group after group, group_size of each. `data`:
+    what the policy needs to train on them."""
 
     places: Sequence[Place]
     samples: Sequence[Sample]
@@ -61,6 +64,20 @@ class Loss:
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
+def micro_batches(keys: Sequence[Hashable], chosen: Sequence[int], most: int, world: World) -> Iterator[Sequence[int]]:
+    """`chosen` rows in batches of at most `most` with one key, as equal in size as can be; then empty ones, until every
+    process of `world` has had as many: the forwards of a sharded model are collective."""
+    by: dict[Hashable, list[int]] = defaultdict(list)
+    for i in chosen:
+        by[keys[i]].append(i)
+    batches: list[Sequence[int]] = []
+    for part in by.values():
+        count = math.ceil(len(part) / most)
+        batches += [part[k * len(part) // count : (k + 1) * len(part) // count] for k in range(count)]
+    yield from batches
+    yield from [()] * (int(world.largest(len(batches))) - len(batches))
+
+
 class Policy(ABC):
     """A model that is trained. `module` holds it; its parameters that require gradients are trained."""
 
@@ -85,15 +102,14 @@ class Policy(ABC):
     def evaluate(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[Sample]]]:
         """One deterministic edit of each held-out task, in parts: (which of `rows`, their samples)."""
 
-    def updated(self, step: int) -> None:
+    @abstractmethod
+    def updated(self) -> None:
         """Called after every step's updates."""
 
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Tensors beyond the module's parameters that a resumed run needs."""
-        return {}
 
+    @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `state` gave."""
-
-    def export(self, folder: Any, card: Mapping[str, Any]) -> None:
-        """Writes what was trained so that others can use it."""

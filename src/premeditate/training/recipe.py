@@ -201,4 +201,10 @@ class Recipe(Part):
                 f"{self.algorithm.name} needs noise: an ODE step has no probability; "
                 "give rollout.dynamics=flow-sde and rollout.noise_level=0.7, or algorithm.name=nft"
             )
+        plain = [reward.use for reward in self.rewards if reward.weight != 1]
+        if plain and self.grouping.kind in ("grpo", "ucpg"):
+            raise ValueError(
+                f"{self.grouping.kind} knows no weights, but {plain[0]} has one; "
+                "give grouping.kind=weighted or grouping.kind=gdpo, or weight 1"
+            )
         return self

@@ -1,0 +1,232 @@
+"""What a step of editor RL costs, beside a plain loop that makes the forwards of the published trainers.
+
+    OMP_NUM_THREADS=1 python bench/editor_rl.py [--quick] [--json] [--repeats 5]
+
+A FLUX.1-Kontext with random weights, 128 px, fp32: 16 edits an epoch in groups of 4, 10 denoising steps of which 2 are
+trained, LoRA of rank 32, batches of 4 in the plain loop (bench/peer_loop.py). All ways are run in turn in one process,
+on one thread; figures are process CPU seconds, the median over the repeats. Exits with 1 where a figure is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import peer_loop as peer
+
+from premeditate.datasets.tasks import TaskRow
+from premeditate.rewards.base import Sample
+from premeditate.rewards.panel import Panel, build_panel
+from premeditate.training.adapters.kontext import KontextAdapter
+from premeditate.training.distributed import World
+from premeditate.training.flow_policy import FlowPolicy, Tasks
+from premeditate.training.loop import Parts, Trainer
+from premeditate.training.lora import add_lora
+from premeditate.training.policy import Place
+from premeditate.training.recipe import Recipe
+
+PROMPTS = ("paint the ball red", "make the small box green and round", "remove it", "put the ring at the left")
+GUIDANCE = 2.5
+FORWARD = 16
+
+
+def brightness(samples: Sequence[Sample]) -> list[float | None]:
+    """The reward: mean brightness of the edit, 0-1."""
+    return [float(np.asarray(sample.edit, dtype=np.float32).mean()) / 255 for sample in samples]
+
+
+def tasks() -> list[TaskRow]:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (len(PROMPTS), 8, 8, 3), dtype=np.uint8)
+    large = [Image.fromarray(p).resize((peer.PIXELS, peer.PIXELS), Image.Resampling.BICUBIC) for p in pictures]
+    return [TaskRow(f"t{i}", (im,), text) for i, (im, text) in enumerate(zip(large, PROMPTS, strict=True))]
+
+
+def recipe(
+    algorithm: str, *, text: int | str, share: bool = False, fewer: bool = False, timesteps: int = peer.STEPS
+) -> Recipe:
+    return Recipe.model_validate({
+        "model": {"base": "-", "size": peer.PIXELS, "text_tokens": text, "lora": {"rank": 32, "targets": peer.TARGETS}},
+        "rewards": [{"use": "editor_rl:brightness"}],
+        "rollout": {
+            "steps": peer.STEPS, "noise_level": peer.NOISE, "share_prefix": share,
+            "window": {"kind": "fixed", "first": peer.TRAINED[0], "size": len(peer.TRAINED)},
+            **({"solver": "ab2", "compress": 0.5} if fewer else {}),
+        },
+        "algorithm": {"name": algorithm, "timesteps": timesteps},
+        "batch": {"groups": peer.GROUPS, "group_size": peer.GROUP, "forward": FORWARD},
+        "optimizer": {"lr": 3e-4, "betas": (0.9, 0.999), "weight_decay": 0.01},
+    })  # fmt: skip
+
+
+class Ours:
+    """The package's trainer on a pipeline of its own."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[TaskRow], panel: Panel) -> None:
+        self.recipe = recipe
+        model = recipe.model
+        adapter = KontextAdapter(
+            peer.build_kontext(), size=model.size, text_tokens=model.text_tokens, guidance_scale=GUIDANCE
+        )
+        encodings = [adapter.encode(row.images, row.instruction) for row in rows]
+        assert model.lora is not None
+        add_lora(adapter.transformer, model.lora)
+        self.policy = FlowPolicy(recipe, Tasks(adapter, rows, encodings), None, World())
+        self.trainer = Trainer(recipe, Parts(self.policy, panel, panel, len(rows), 0), World(), Path("."), None)
+
+    def step(self) -> dict[str, float]:
+        figures = self.trainer.train_step()
+        self.trainer.step += 1
+        return figures
+
+    def draws(self, step: int = 0) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """The noise of a step, for the plain loop: first [4] of [4, N, C], later [4] of [4, S, N, C]; and the tasks."""
+        policy, members = self.policy, range(self.recipe.batch.group_size)
+        order = self.trainer.order.at(step)
+        first, later = [], []
+        for i, row in enumerate(order):
+            place, encoding = Place(step, i, row), policy.train.encodings[row]
+            shape = (len(peer.TRAINED), *policy.adapter.noise_shape(encoding))
+            first.append(torch.stack([policy.adapter.noise(encoding, policy.seed(place, m, "start")) for m in members]))
+            generators = [torch.Generator().manual_seed(policy.seed(place, m, "steps")) for m in members]
+            later.append(torch.stack([torch.randn(shape, generator=g) for g in generators]))
+        return first, later, order
+
+
+def plain(rows: Sequence[TaskRow], text: int) -> peer.PeerLoop:
+    return peer.PeerLoop(peer.build_kontext(), [(row.images[0], row.instruction) for row in rows], text=text)
+
+
+def same_start(rows: Sequence[TaskRow], panel: Panel) -> dict[str, float]:
+    """The first update of both, from the same weights and noise: differences of loss, gradient and pictures."""
+    ours = Ours(recipe("flow-grpo", text=peer.TEXT), rows, panel)
+    first, later, order = ours.draws()
+    theirs = plain([rows[i] for i in order], peer.TEXT)
+    for mine, its in zip(ours.trainer.named.values(), theirs.trained, strict=True):
+        its.data.copy_(mine.data)
+    result, figures = theirs.grpo(first, later), ours.step()
+    return {
+        "loss": abs(result.loss - figures["loss"]),
+        "gradient": abs(result.gradient - figures["gradient_norm"]) / result.gradient,
+        "replay": figures["mismatch"],
+    }
+
+
+def bare(ours: Ours) -> Callable[[], None]:
+    """The same forwards and backwards as a step of `ours`, and the decoding, with nothing around them."""
+    policy, batch = ours.policy, ours.recipe.batch
+    adapter, count = policy.adapter, batch.groups * batch.group_size
+    encodings = [policy.train.encodings[i] for i in ours.trainer.order.at(0)]
+    rows = adapter.collate(encodings, batch.group_size).rows()
+    grids = adapter.grids(encodings[0])
+    x = torch.randn(count, *adapter.noise_shape(encodings[0]))
+    level = torch.rand(count)
+    trained = len(peer.TRAINED) if ours.recipe.algorithm.name == "flow-grpo" else ours.recipe.algorithm.timesteps
+
+    def run() -> None:
+        with torch.no_grad(), policy._merged():
+            for _ in range(peer.STEPS):
+                adapter.predict(adapter.transformer, x, level, rows, grids)
+            adapter.decode(x, [e for e in encodings for _ in range(batch.group_size)])
+        adapter.transformer.zero_grad()
+        for _ in range(trained):
+            adapter.predict(adapter.transformer, x, level, rows, grids).sum().backward()
+
+    return run
+
+
+@dataclass
+class Figure:
+    what: str
+    value: float
+    wanted: float
+    least: bool = True
+
+    @property
+    def reached(self) -> bool:
+        return self.value >= self.wanted if self.least else self.value <= self.wanted
+
+    def __str__(self) -> str:
+        sign = ">=" if self.least else "<="
+        return f"{'reached' if self.reached else 'MISSED '}  {self.what}: {self.value:.3g} ({sign} {self.wanted:g})"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--repeats", type=int, default=5, help="epochs of each way (default 5)")
+    options.add_argument("--quick", action="store_true", help="one epoch of each: a look, within 50 s")
+    options.add_argument("--json", action="store_true", help="print one JSON object")
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    rows, repeats = tasks(), 1 if args.quick else args.repeats
+    say: Callable[[str], None] = (lambda line: None) if args.json else print
+    with build_panel(recipe("flow-grpo", text="real").rewards) as panel:
+        exact = Ours(recipe("flow-grpo", text=peer.TEXT), rows, panel)
+        real = Ours(recipe("flow-grpo", text="real"), rows, panel)
+        fewer = Ours(recipe("flow-grpo", text="real", share=True, fewer=True), rows, panel)
+        nft = Ours(recipe("nft", text="real", timesteps=2), rows, panel)
+        nft_all = Ours(recipe("nft", text="real"), rows, panel)
+        reference = plain(rows, peer.TEXT)
+        first, later, _ = exact.draws()
+        fresh = [torch.randn(peer.GROUP, peer.STEPS, *f.shape[1:]) for f in first]
+        ways: dict[str, Callable[[], Any]] = {
+            "plain loop, Flow-GRPO": lambda: reference.grpo(first, later),
+            "ours, text padded as in the plain loop": exact.step,
+            "ours": real.step,
+            "ours, shared prefix and AB2 with half the steps": fewer.step,
+            "bare forwards of ours": bare(real),
+            "plain loop, NFT": lambda: reference.nft(first, later, fresh),
+            "ours, NFT at all 10 levels": nft_all.step,
+            "ours, NFT at 2 levels": nft.step,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for round_ in range(repeats + (0 if args.quick else 1)):
+            for name, way in ways.items():
+                start = time.process_time()
+                way()
+                if args.quick or round_:  # the first round warms up
+                    seconds[name].append(time.process_time() - start)
+        start_figures = same_start(rows, panel)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    grpo, reference_nft = median["plain loop, Flow-GRPO"], median["plain loop, NFT"]
+    for name, value in median.items():
+        base = reference_nft if "NFT" in name else grpo
+        say(f"{value:8.3f} s  {base / value:5.2f} x  {name}")
+    figures = [
+        Figure("Flow-GRPO, the method unchanged, times faster", grpo / median["ours"], 1.6),
+        Figure(
+            "with a shared prefix and AB2, times faster",
+            grpo / median["ours, shared prefix and AB2 with half the steps"],
+            2.0,
+        ),
+        Figure("NFT, times faster", reference_nft / median["ours, NFT at 2 levels"], 2.5),
+        Figure("overhead over bare forwards", median["ours"] / median["bare forwards of ours"] - 1, 0.05, least=False),
+        Figure("difference of the first loss", start_figures["loss"], 1e-5, least=False),
+        Figure("relative difference of the first gradient", start_figures["gradient"], 1e-3, least=False),
+        Figure("replayed minus sampled log-probability", start_figures["replay"], 1e-6, least=False),
+    ]
+    good = sum(figure.reached for figure in figures)
+    if args.json:
+        print(json.dumps({"seconds": seconds, "median": median, "repeats": repeats, "torch": torch.__version__,
+                          "figures": [{**vars(f), "reached": f.reached} for f in figures]}))  # fmt: skip
+    for figure in figures:
+        say(str(figure))
+    say(f"{good} of {len(figures)} figures reached")
+    return 0 if good == len(figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
