@@ -87,6 +87,29 @@ def is_async(fn: object) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
+class Function:
+    """A user's function, plain or async, as an adapter calls it: `await function(...)`.
+
+    A plain one runs in one worker thread, call after call, and may return an awaitable; of an async one, up to
+    `capacity` calls run at a time. `name`: default the function's own.
+    """
+
+    def __init__(self, fn: Callable[..., Any], owner: str, *, name: str | None = None, capacity: int = 64) -> None:
+        if not callable(fn):
+            raise ValueError(f"{owner} needs a function, not {type(fn).__name__}")
+        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
+        self.is_async = is_async(fn)
+        self._fn, self._worker, self._gate = fn, Worker(self.name), Gate(capacity)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns. Raises what it raises."""
+        if self.is_async:
+            async with self._gate():
+                return await self._fn(*args, **kwargs)
+        answer = await self._worker.run(lambda _: self._fn(*args, **kwargs))
+        return await answer if inspect.isawaitable(answer) else answer
+
+
 def check_options(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     """Raises `ModelError` for an option that does not exist, with the nearest names that do."""
     for key in options:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from premeditate.editors.base import EditRequest, EditResult
-from premeditate.local import Gate, Worker, is_async
+from premeditate.local import Function
 
 EditFunction = Callable[..., Image.Image | Awaitable[Image.Image]]
 
@@ -25,12 +25,8 @@ class CallableEditor:
     """
 
     def __init__(self, fn: EditFunction, *, name: str | None = None, capacity: int = 64) -> None:
-        if not callable(fn):
-            raise ValueError(f"CallableEditor needs a function, not {type(fn).__name__}")
-        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
-        self._fn, self._worker = fn, Worker(self.name)
-        self._async = self.concurrent = is_async(fn)
-        self._gate = Gate(capacity)
+        self._function = Function(fn, "CallableEditor", name=name, capacity=capacity)
+        self.name, self.concurrent = self._function.name, self._function.is_async
         parameters = inspect.signature(fn).parameters
         by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p.name for p in parameters.values() if p.kind in by_place]
@@ -40,21 +36,15 @@ class CallableEditor:
     async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
 
-    def _call(self, request: EditRequest) -> Any:
+    async def _call(self, request: EditRequest) -> Any:
         values = {"seed": request.seed, "images": request.images}
         third = (request.seed,) if self._third else ()
-        return self._fn(request.images[0], request.prompt, *third, **{k: values[k] for k in self._keywords})
+        return await self._function(request.images[0], request.prompt, *third, **{k: values[k] for k in self._keywords})
 
     async def _one(self, request: EditRequest) -> EditResult:
         start = time.perf_counter()
         try:
-            if self._async:
-                async with self._gate():
-                    image = await self._call(request)
-            else:
-                image = await self._worker.run(lambda _: self._call(request))
-                if inspect.isawaitable(image):
-                    image = await image
+            image = await self._call(request)
             if not isinstance(image, Image.Image):
                 raise TypeError(f"{self.name} returned {type(image).__name__}, not a PIL image")
             image = image.convert("RGB")

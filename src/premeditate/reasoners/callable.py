@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from premeditate.local import Gate, Worker, is_async
+from premeditate.local import Function
 from premeditate.reasoners.base import ChatRequest, Completion
 
 
@@ -25,13 +24,9 @@ class CallableReasoner:
     def __init__(
         self, fn: Callable[[ChatRequest], Any], *, name: str | None = None, prompts: str = "general", capacity: int = 64
     ) -> None:
-        if not callable(fn):
-            raise ValueError(f"CallableReasoner needs a function, not {type(fn).__name__}")
-        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
+        self._function = Function(fn, "CallableReasoner", name=name, capacity=capacity)
+        self.name, self.concurrent = self._function.name, self._function.is_async
         self.prompts = prompts
-        self._fn, self._worker = fn, Worker(self.name)
-        self._async = self.concurrent = is_async(fn)
-        self._gate = Gate(capacity)
 
     async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
@@ -39,14 +34,7 @@ class CallableReasoner:
     async def _one(self, request: ChatRequest) -> Completion:
         start = time.perf_counter()
         try:
-            if self._async:
-                async with self._gate():
-                    answer = await self._fn(request)
-            else:
-                answer = await self._worker.run(lambda _: self._fn(request))
-                if inspect.isawaitable(answer):
-                    answer = await answer
-            completion = self._read(request, answer)
+            completion = self._read(request, await self._function(request))
         except Exception as error:
             completion = Completion(error=f"{type(error).__name__}: {error}")
         return replace(completion, seconds=completion.seconds or time.perf_counter() - start)
