@@ -517,14 +517,14 @@ def test_a_breaker_opens_probes_and_closes() -> None:
     assert b.allows(0) and b.state(0) == "closed"
     b.failed(1)
     assert not b.allows(10.9) and b.state(10.9) == "open" and b.allows(11) and b.state(11) == "half-open"
-    b.sent(11)
+    b.sent()
     assert not b.allows(12)  # one probe at a time
     b.failed(12)
     assert not b.allows(31.9) and b.allows(32)  # twice as long
-    b.sent(32)
+    b.sent()
     b.gave_up()
     assert b.allows(33)
-    b.sent(33)
+    b.sent()
     b.succeeded()
     assert b.state(33) == "closed" and b.allows(33)
 
@@ -540,7 +540,7 @@ def test_a_breaker_outlives_an_outage_of_days() -> None:
     b = Breaker(failures=1, cool=2, jitter=0)
     b.failed(0)
     for _ in range(2000):
-        b.sent(b.until)
+        b.sent()
         b.failed(b.until)
     assert b.until > 86_400 and b.allows(b.until) and not b.allows(b.until - 59)
 

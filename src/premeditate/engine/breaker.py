@@ -39,7 +39,7 @@ class Breaker:
         """Whether a call may go out now."""
         return not self.opened or (not self.probing and now >= self.until)
 
-    def sent(self, now: float) -> None:
+    def sent(self) -> None:
         """A call goes out; in the half-open state it is the probe."""
         if self.opened:
             self.probing = True

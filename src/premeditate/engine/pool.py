@@ -184,7 +184,7 @@ class Pool(Generic[Request, Answer]):
         began, n = self._now(), seat.in_flight
         try:
             if seat.breaker.state(began) != "closed":
-                seat.breaker.sent(began)
+                seat.breaker.sent()
                 await self._health(seat)
                 began = self._now()
             answer = await seat.endpoint.send(request, self.policy.timeout)
@@ -315,7 +315,7 @@ class Pool(Generic[Request, Answer]):
                 continue
             seat.in_flight += 1
             if seat.breaker.state(now) != "closed":
-                seat.breaker.sent(now)
+                seat.breaker.sent()
             waiter.future.set_result(seat)
         self._waiting.extendleft(reversed(kept))
         self._give_up(now)
