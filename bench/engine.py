@@ -39,6 +39,7 @@ from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.pool import Policy
 from premeditate.engine.runner import Engine
 from premeditate.engine.strategies import Settings
+from premeditate.engine.walk import lasting
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.openai_chat import OpenAIChatReasoner
 from premeditate.store import RunStore
@@ -197,17 +198,6 @@ def overhead(quick: bool) -> Iterator[Row]:
     yield row("own overhead, rounds/s, over HTTP", rate, "-", True, note="an edit and a critique over HTTP a round")
 
 
-def canonical(trace: Trace) -> dict[str, Any]:
-    """A trace without what may differ between two runs of the same: clocks."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "started", "versions")}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return dict(strip(trace.model_dump(mode="json")))
-
-
 def one_run(run: Path, editor: str, critic: str, n: int) -> None:
     """What is killed: a run that goes on where it was cut off."""
     with RunStore(run, sync=False) as store:
@@ -244,7 +234,7 @@ def killed(quick: bool) -> Iterator[Row]:
                     if process.returncode != -signal.SIGKILL:
                         raise SystemExit(f"the run failed by itself: {words.decode()[-500:]}")
                 executed = backends.stats()[0]["executed"]
-            traces = [canonical(t) for t in RunStore.open(place)]
+            traces = [lasting(t) for t in RunStore.open(place)]
             traces.sort(key=lambda t: str(t["id"]))
             if i < 0:
                 expected = traces

@@ -19,6 +19,7 @@ from premeditate.engine.budget import Budget
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.runner import Engine, Limits
 from premeditate.engine.strategies import Settings
+from premeditate.engine.walk import lasting
 from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.reasoners.callable import CallableReasoner
 from premeditate.remote import EndpointError, Health
@@ -73,13 +74,7 @@ def engine(
 
 def canonical(trace: Trace) -> str:
     """Everything but clocks, as text."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "started", "versions")}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return json.dumps(strip(trace.model_dump(mode="json")), sort_keys=True)
+    return json.dumps(lasting(trace), sort_keys=True)
 
 
 # -- streams ------------------------------------------------------------------------------------------------------

@@ -350,6 +350,18 @@ async def _aside(pixels: int, work: Callable[[], Value]) -> Value:
     return work() if pixels < LARGE else await asyncio.to_thread(work)
 
 
+def lasting(trace: Trace) -> dict[str, Any]:
+    """What a trace holds, as plain JSON, without clocks and versions: equal for two runs of the same task with the same
+    seeds, models and settings."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "started", "versions")}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return dict(strip(trace.model_dump(mode="json")))
+
+
 def count_calls(trace: Trace, verifier: Verifier | None) -> dict[str, int]:
     """Calls of the models that the trace took: edit, plan, checklist, answer, critique; and the reasoner's tokens."""
     calls: Counter[str] = Counter(checklist=int(trace.checklist is not None))
