@@ -114,7 +114,6 @@ class FlowAdapter(ABC):
         self._traits = TRAITS.get(kind, Traits())
         self._multiple = self._traits.multiple or image_multiple(pipeline)
         self._identity: dict[str, Any] | None = None
-        self._encodes = True
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
                 part.eval()
@@ -179,6 +178,13 @@ class FlowAdapter(ABC):
         other.size, other._identity = size, {**self.identity(), "size": size}
         return other
 
+    def check(self, images: Sequence[Image.Image], prompt: str) -> None:
+        """Raises ValueError, with the mend, for what can be seen to be wrong with a task before it is encoded."""
+        if not images:
+            raise ValueError("the task has no image; give at least one")
+        if len(images) > 1 and not self._traits.many:
+            raise ValueError(f"{self.pipeline_class} reads one image, the task has {len(images)}; leave out the rest")
+
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
         """All that forwards and `decode` need of a task, without a batch dimension and on the CPU, fit for a cache.
@@ -186,12 +192,9 @@ class FlowAdapter(ABC):
         The first picture is the one that is edited: its aspect is the result's. Raises ValueError with the mend for no
         or too many pictures and for a prompt that is too long.
         """
-        if not self._encodes:
+        if not self.encoders():
             raise ModelError("the encoders were released", "encode every task before release()")
-        if not images:
-            raise ValueError("the task has no image; give at least one")
-        if len(images) > 1 and not self._traits.many:
-            raise ValueError(f"{self.pipeline_class} reads one image, the task has {len(images)}; leave out the rest")
+        self.check(images, prompt)
         pictures = [self.fit(image.size).apply(image) for image in images]
         found = self.encode_text(pictures, prompt)
         found["image"] = torch.cat([pack(self.encode_image(picture)[None])[0] for picture in pictures])
@@ -254,14 +257,18 @@ class FlowAdapter(ABC):
 
     def sigmas(self, encoding: Encoding, steps: int) -> Tensor:
         """Noise levels [steps + 1] in fp32 on the CPU, from the highest to 0: those of the pipeline's scheduler for
-        this task's size, its shift and terminal value included."""
+        this task's size, its shift and terminal value included. Raises ValueError for a single step of a scheduler with
+        a terminal value."""
         pipeline = self.pipeline
         scheduler = copy.deepcopy(pipeline.scheduler)
         shift = sys.modules[type(pipeline).__module__].calculate_shift
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         values = [scheduler.config.get(n, d) for n, d in zip(names, (256, 4096, 0.5, 1.15), strict=True)]
         mu = shift(self.noise_shape(encoding)[0], *values)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        with np.errstate(invalid="ignore"):
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        if not scheduler.sigmas.isfinite().all():
+            raise ValueError(f"the noise levels of this model cannot be cut into {steps} steps; give at least 2")
         return scheduler.sigmas.float().cpu()
 
     def velocity(self, x_BNC: Tensor, sigma_B: Tensor, batch: Batch, *, network: nn.Module | None = None) -> Tensor:
@@ -296,13 +303,12 @@ class FlowAdapter(ABC):
 
     def release(self) -> None:
         """Gives up the text encoders and the encoding half of the autoencoder, which nothing needs once every task is
-        encoded. `encode` raises `ModelError` from then on, also that of `resized` copies made later."""
+        encoded. `encode` raises `ModelError` from then on, also that of `resized` copies."""
         self.identity()
         self.shared()
         for name in self.encoders():
             setattr(self.pipeline, name, None)
         self.pipeline.vae.encoder = nn.Identity()  # Qwen's autoencoder counts its layers before it decodes
-        self._encodes = False
 
     def identity(self) -> dict[str, Any]:
         """What decides an encoding beside the task, as JSON: the settings, the versions, and a digest of the encoders'

@@ -25,24 +25,37 @@ class KontextAdapter(FlowAdapter):
 
     def __init__(self, pipeline: Any, **options: Any) -> None:
         super().__init__(pipeline, **options)
-        self._most = text_limit(pipeline, None) or 512
+        most = text_limit(pipeline, None)
+        assert most is not None, "two tokenizers, the second with a limit"
+        self._most = most
         if isinstance(self.text_tokens, int) and self.text_tokens > self._most:
             raise ModelError(
                 f"text_tokens is {self.text_tokens}, the model reads {self._most}",
                 f'give at most {self._most}, or "real" for no padding',
             )
         self._told = bool(pipeline.transformer.config.guidance_embeds)
-        self._negative: dict[str, Tensor] | None = None
+        self._negative: dict[str, Tensor] = {}
+        """Filled in place: copies of other sizes hold the same."""
+
+    def check(self, images: Sequence[Image.Image], prompt: str) -> None:
+        super().check(images, prompt)
+        count, limit = self._tokens(prompt)
+        if count > limit:
+            mend = f"say it in fewer words, or give text_tokens={count}" if count <= self._most else "use fewer words"
+            raise ValueError(f"the prompt has {count} tokens, {limit} are read; {mend}")
+
+    def _tokens(self, prompt: str) -> tuple[int, int]:
+        """Tokens of the prompt, and how many are read at most."""
+        wanted = self.text_tokens if isinstance(self.text_tokens, int) else None
+        found = prompt_tokens(self.pipeline, prompt, wanted)
+        assert found is not None, "two tokenizers, the second with a limit"
+        return found
 
     def encode_text(self, pictures: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
         return self._text(prompt)
 
     def _text(self, prompt: str) -> dict[str, Tensor]:
-        wanted = self.text_tokens if isinstance(self.text_tokens, int) else None
-        count, limit = prompt_tokens(self.pipeline, prompt, wanted) or (0, self._most)
-        if count > limit:
-            mend = f"say it in fewer words, or give text_tokens={count}" if count <= self._most else "use fewer words"
-            raise ValueError(f"the prompt has {count} tokens, {limit} are read; {mend}")
+        count, limit = self._tokens(prompt)
         text, pooled, _ = self.pipeline.encode_prompt(
             prompt=prompt, prompt_2=None, device=self.device,
             max_sequence_length=count if self.text_tokens == "real" else limit,
@@ -51,9 +64,10 @@ class KontextAdapter(FlowAdapter):
 
     @torch.no_grad()
     def shared(self) -> Mapping[str, Tensor]:
-        if self.guided and self._negative is None:
-            self._negative = {NEGATIVE + name: part.cpu() for name, part in self._text(self.negative_prompt).items()}
-        return self._negative or {}
+        if self.guided and not self._negative:
+            found = self._text(self.negative_prompt)
+            self._negative.update({NEGATIVE + name: part.cpu() for name, part in found.items()})
+        return self._negative
 
     def encode_image(self, picture: Image.Image) -> Tensor:
         vae = self.pipeline.vae
