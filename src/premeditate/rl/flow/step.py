@@ -11,7 +11,7 @@ a pull along that guess, and fresh noise of standard deviation `std`:
     dance-sde  c = s^2/(2 sigma) dt,          std = s sqrt(-dt),   s = a
     cps        c = sqrt(sigma_next^2 - std^2) - sigma_next,        std = sigma_next sin(a pi/2)
 
-a is the noise level. flow-sde: Flow-GRPO (arXiv 2505.05470, eq. 9); at sigma = 1 its denominator takes sigma_next for
+a is the noise level. flow-sde: Flow-GRPO (arXiv 2505.05470); at sigma = 1 its denominator takes sigma_next for
 sigma. dance-sde: DanceGRPO (arXiv 2505.07818), whose score term (x - (1-sigma) x0)/sigma^2 is x1/sigma. cps:
 coefficient-preserving sampling (arXiv 2509.05952), (1-sigma_next) x0 + sqrt(sigma_next^2 - std^2) x1 + std noise, in
 which data and noise keep the weights that the level sigma_next has. With a = 0 all four are the same step, to the bit.

@@ -5,7 +5,7 @@
     log p = -w ((l + e)^p - e^p) / p,   e = 1e-10           generalised Huber: large errors count less
     L = max(-A rho, -A clip(rho, 1-c, 1+c)),                rho = exp(log p - log p_old), same noise for both
 
-arXiv 2509.25050, eq. 12-13, and its code for the generalised Huber, which takes w = sigma and p = 1/4.
+arXiv 2509.25050, and its code for the generalised Huber, which takes w = sigma and p = 1/4.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def clipped(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Loss:
     """The surrogate of N rows from log(rho) [N], in which the gradient flows, and `advantages` [N].
 
     Metrics: `ratio` [N] and its population standard deviation `ratio_std` []; `clip_share` [N], 1 where clipping took
-    the gradient; `approx_kl` [N], rho - 1 - log(rho), whose mean over samples of the old policy is its KL to the new.
+    the gradient; `approx_kl` [N], rho - 1 - log(rho), at least 0, whose mean over the old policy is its KL to the new.
     Raises ValueError for a clip range that is not positive, and for shapes that differ.
     """
     if not clip_range > 0:

@@ -45,11 +45,11 @@ def dpo(
 
 
 def pairs(rewards: Any) -> Tensor:
-    """The best and the worst sample of each group: [P, 2] indices (winner, loser) into the n x K samples, group by group.
+    """The best and the worst sample of each group: [P, 2] indices (winner, loser) into the n K samples, group by group.
 
-    `rewards`: [n, K], or [K] for one group; NaN where one is missing: such samples are in no pair. A group whose present
-    rewards are all equal, or that has fewer than two, gives no pair. Of equally good (or bad) samples the first is
-    taken. Raises ValueError for infinite rewards and other shapes.
+    `rewards`: [n, K], or [K] for one group; NaN where one is missing: such samples are in no pair. A group with fewer
+    than two rewards, or with equal ones only, gives no pair. Of equally good (or bad) samples the first is taken.
+    Raises ValueError for infinite rewards and other shapes.
     """
     given = torch.as_tensor(rewards).detach()
     table = (given[None] if given.ndim == 1 else given).to(torch.promote_types(given.dtype, torch.float32))

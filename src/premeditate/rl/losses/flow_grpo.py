@@ -2,7 +2,7 @@
 
     L = max(-A rho, -A clip(rho, 1-e, 1+e)),   rho = exp(log p(x'|x) - log p_old(x'|x))
 
-arXiv 2505.05470, eq. 5-6. log p is the mean over the latent's d dimensions, as in its code, so that rho is the d-th
+arXiv 2505.05470. log p is the mean over the latent's d dimensions, as in its code, so that rho is the d-th
 root of the true ratio: hence clip ranges of 1e-4 and below.
 """
 

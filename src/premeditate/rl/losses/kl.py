@@ -1,11 +1,12 @@
 """How far a policy is from a reference, per denoising step, averaged over the latent dimensions.
 
     gaussian_kl    mean((mu - mu_ref)^2) / (2 std^2)          KL of the step's two Gaussians, exact: std = s sqrt(-dt)
-    published_kl   mean((mu - mu_ref)^2) / (2 s^2)            Flow-GRPO's code: without the step's length, (-dt) times it
+    published_kl   mean((mu - mu_ref)^2) / (2 s^2)            of Flow-GRPO's code: (-dt) times the exact one
     velocity_kl    mean((v - v_ref)^2)                        the same up to a factor that depends on the step only
 
-Flow-GRPO (arXiv 2505.05470, section 4.2). The exact KL is (-dt)/2 (1/s + s (1-sigma)/(2 sigma))^2 mean((v - v_ref)^2).
-The sum over steps and dimensions of `gaussian_kl` is the trajectory's KL under the policy that sampled it.
+Flow-GRPO (arXiv 2505.05470). For "flow-sde" and "dance-sde" the exact KL is
+(-dt)/2 (1/s + s (1-sigma)/(2 sigma))^2 mean((v - v_ref)^2). Summed over the steps and dimensions of trajectories, and
+averaged over those that the policy samples, it is the KL of the two policies' trajectories.
 """
 
 from __future__ import annotations

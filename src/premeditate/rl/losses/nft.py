@@ -4,13 +4,12 @@
     v+ = (1-b) v_old + b v,    v- = (1+b) v_old - b v        the trained model, and its mirror image
     L  = r |v+ - target|^2 + (1-r) |v- - target|^2           means over the latent dimensions, target = noise - x0
 
-arXiv 2509.16117, eq. 5-6 and algorithm 1; x = (1-sigma) x0 + sigma noise is a clean sample made noisy. At v = v_old the
-gradient is b (2r-1) times that of |v - target|^2: that of the usual training loss, with the advantage as its sign and
-weight.
+arXiv 2509.16117; x = (1-sigma) x0 + sigma noise is a clean sample made noisy. At v = v_old the gradient is
+b (2r-1) times that of |v - target|^2: the usual training loss, with the advantage as its sign and weight.
 
 Adaptive form, of the authors' code: the errors are those of the clean guesses x - sigma v, each divided by its own mean
-absolute error, so that all noise levels count alike. (The code multiplies its loss by Z/b too; `KL` weights from there
-are to be divided by that.)
+absolute error, so that all noise levels count alike. (The code multiplies its loss by Z/b too; the KL weights of its
+recipes are to be divided by that.)
 """
 
 from __future__ import annotations
