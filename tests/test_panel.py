@@ -358,7 +358,7 @@ def test_a_reward_that_breaks_its_contract_ends_the_run_with_the_mend(reward: Re
 
 def test_a_score_method_that_is_not_async_is_an_error() -> None:
     class Old(Plain):
-        def score(self, samples: Sequence[Sample]) -> Any:  # type: ignore[override]
+        def score(self, samples: Sequence[Sample]) -> Any:
             return [scored(low=1.0, high=1.0)] * len(samples)
 
     with panel_of(Old(lambda s: {})) as panel, pytest.raises(RewardError, match="write async def score"):

@@ -60,10 +60,11 @@ class Reward(Protocol):
     - `max_batch` (None): samples in a call at most (a group that is judged together is never cut)
     """
 
-    dimensions: tuple[str, ...]
-
     @property
     def name(self) -> str: ...
+
+    @property
+    def dimensions(self) -> tuple[str, ...]: ...
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[Verdict]: ...
 

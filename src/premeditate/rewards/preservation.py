@@ -32,8 +32,9 @@ BLUR = 0.02
 """Standard deviation of the blur before the region is estimated, as a share of the longer side."""
 NOTICED = 12.0
 """Blurred difference (0-255, mean of the channels) up to which a pixel counts as unchanged."""
-SHARE = 0.25
-"""Of the largest blurred difference, from which a pixel counts as changed: what is left at a rectangle's corner."""
+SHARE = 0.125
+"""Of the largest blurred difference, from which a pixel counts as changed: half of what the blur leaves of it at the
+corner of a rectangle."""
 CONSENSUS = 3
 """Samples of a group from which their median says what the change is."""
 _LUMA = np.array([0.299, 0.587, 0.114])
