@@ -51,7 +51,7 @@ def gathered(transformer: nn.Module) -> dict[str, Tensor]:
     """The trained parameters by name, whole and on the CPU. Where they are sharded, every process has to call this; one
     then exports with them as `values`."""
     return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu()  # type: ignore[operator]
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu()
         for name, p in transformer.named_parameters() if p.requires_grad
     }  # fmt: skip
 
@@ -93,7 +93,7 @@ def export_full(
 
     own = transformer.state_dict()
     # A sharded model's class is one made on the fly; the one in diffusers is what is saved.
-    kind = next(k for k in type(transformer).__mro__ if k.__module__.startswith("diffusers."))
+    kind: Any = next(k for k in type(transformer).__mro__ if k.__module__.startswith("diffusers."))
     with torch.device("meta"):
         plain = kind.from_config(transformer.config)
     plain.load_state_dict({**own, **_known(own, values)}, assign=True)

@@ -277,7 +277,7 @@ class FlowAdapter(ABC):
         network = self.transformer if network is None else network
         x = x_BNC.to(self.dtype)
         # Rounded where the pipeline rounds: half precision tells neighbouring noise levels apart only so far.
-        timestep = (sigma_B * 1000).to(self.dtype) / 1000
+        timestep = (sigma_B.to(x.device) * 1000).to(self.dtype) / 1000
         rows = batch.rows()
         plain = {name: part for name, part in rows.items() if not name.startswith(NEGATIVE)}
         if not self.guided:
