@@ -1,9 +1,8 @@
-"""The engine on rule-made models: loops, batching, resume, failures, cancellation."""
+"""The engine on rule-made models: loops, batches, resume, failures, cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -16,22 +15,18 @@ from PIL import Image
 from micro_fakes import Oracle, RuleEditor, strip, to_task
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.callable import CallableEditor
-from premeditate.engine.batching import Batcher
 from premeditate.engine.memory import MemoryStore
 from premeditate.engine.runner import Engine, Limits
 from premeditate.engine.strategies import Settings
 from premeditate.engine.walk import derive
 from premeditate.errors import WriteError
 from premeditate.microworld.checker import decode, is_exact
-from premeditate.microworld.render import render
-from premeditate.microworld.scene import Scene
 from premeditate.microworld.tasks import MicroTask, sample_task, sample_tasks
-from premeditate.microworld.verifier import ExactVerifier, require_scene
-from premeditate.reasoners.base import ChatRequest, Completion
-from premeditate.rewards.base import Sample
-from premeditate.rewards.checklist import ChecklistVerifier, read_answer
+from premeditate.microworld.verifier import ExactVerifier
+from premeditate.reasoners.base import ChatRequest
+from premeditate.rewards.checklist import ChecklistVerifier
 from premeditate.store import RunStore
-from premeditate.trace import Checklist, ChecklistItem, ImageRef, Task, Trace
+from premeditate.trace import ImageRef, Task, Trace
 
 TASKS = list(sample_tasks(60, seed=3))
 BY_ID = {task.id: task for task in TASKS}
@@ -295,168 +290,6 @@ def test_without_a_verifier_nothing_is_verified_and_the_critic_ranks() -> None:
     traces, store = go(RuleEditor(slip=0.6), verifier=None, strategy="think-while-edit")
     assert not any(t.verified for t in traces) and all(t.checklist is None for t in traces)
     assert share(traces, store) > 0.75  # 1 - 0.6^4 = 0.87
-
-
-# -- verifiers ---------------------------------------------------------------------------------------------------
-
-
-def judge(verifier: Any, *samples: Sample) -> list[Any]:
-    return asyncio.run(verifier.verify(samples))
-
-
-def sample(
-    task: MicroTask, edit: Scene | Image.Image, checklist: Checklist | None = None, blind: bool = False
-) -> Sample:
-    made = to_task(task, MemoryStore())
-    picture = render(edit) if isinstance(edit, Scene) else edit
-    return Sample(strip(made) if blind else made, render(task.source), picture, checklist)
-
-
-def test_the_exact_verifier_knows() -> None:
-    exact = ExactVerifier()
-    for task in TASKS[:20]:
-        yes, no = judge(exact, sample(task, task.target), sample(task, task.source))
-        assert yes.passed and yes.score == 1.0 and set(yes.scores) == {"follow", "keep", "quality"}
-        assert no.status == "scored" and not no.passed and no.scores["follow"] < 1
-        written = Checklist(items=task.checklist)
-        assert judge(exact, sample(task, task.target, written, blind=True))[0].passed
-        assert not exact.wants_checklist(to_task(task, MemoryStore()))
-        assert exact.wants_checklist(strip(to_task(task, MemoryStore())))
-
-
-def test_the_exact_verifier_says_what_it_cannot_judge() -> None:
-    exact, task = ExactVerifier(), TASKS[0]
-    odd = Checklist(items=(*task.checklist, ChecklistItem(question="is it lovely?", dimension="quality")))
-    (verdict,) = judge(exact, sample(task, task.target, odd, blind=True))
-    assert verdict.status == "unparsable" and not verdict.passed and verdict.score is None
-    assert verdict.answers[-1].status == "unparsable" and verdict.answers[0].yes is True
-    assert "quality" not in verdict.scores and verdict.scores["follow"] == 1
-    for picture in (Image.new("RGB", (60, 64)), Image.effect_noise((64, 64), 90).convert("RGB")):
-        (verdict,) = judge(exact, sample(task, picture))
-        assert verdict.status == "unavailable" and verdict.reason.startswith("not a scene") and verdict.score is None
-    assert judge(exact, sample(task, task.target, None, blind=True))[0].status == "unavailable"
-
-
-def test_require_scene_says_how_to_use_real_models() -> None:
-    require_scene(render(TASKS[0].source))
-    with pytest.raises(ValueError, match=r"not a micro-world scene.*--editor and --reasoner at real models"):
-        require_scene(Image.new("RGB", (640, 480), "white"))
-
-
-ITEM = ChecklistItem(question="Is it?", dimension="keep")
-
-
-@pytest.mark.parametrize(("completion", "status", "yes"), [
-    (Completion(probabilities={"yes": 0.6, "no": 0.2}), "scored", True),
-    (Completion(probabilities={"yes": 0.1, "no": 0.3}), "scored", False),
-    (Completion(probabilities={"yes": 0.5, "no": 0.5}), "scored", False),
-    (Completion(text="Yes."), "scored", True),
-    (Completion(text="**No**, it is not."), "scored", False),
-    (Completion(text="<think>yes?</think>no"), "scored", False),
-    (Completion(text="<answer>yes</answer>"), "scored", True),
-    (Completion(text="<think>yes yes"), "unparsable", None),
-    (Completion(text="Yesterday"), "unparsable", None),
-    (Completion(text=""), "unparsable", None),
-    (Completion(text="It may be."), "unparsable", None),
-    (Completion(text="I'm sorry, I can't help with that."), "refused", None),
-    (Completion(error="timeout"), "unavailable", None),
-    (Completion(probabilities={"yes": float("nan"), "no": 0.1}), "unparsable", None),
-    (Completion(probabilities={"yes": 0.0, "no": 0.0}), "unparsable", None),
-])  # fmt: skip
-def test_an_answer_is_read_or_is_missing(completion: Completion, status: str, yes: bool | None) -> None:
-    answer = read_answer(ITEM, completion)
-    assert (answer.status, answer.yes) == (status, yes)
-    assert (answer.p_yes is not None) == bool(completion.probabilities and status == "scored")
-
-
-def test_items_of_one_sample_are_asked_side_by_side_in_one_batch() -> None:
-    oracle = Oracle(TASKS)
-    lists = [Checklist(items=t.checklist) for t in TASKS[:5]]
-    verdicts = judge(ChecklistVerifier(oracle), *(sample(t, t.target, c) for t, c in zip(TASKS, lists, strict=False)))
-    assert all(v.passed for v in verdicts) and len(oracle.batches) == 1
-    groups = [request.images[1] for request in oracle.asked]
-    assert len({id(g) for g in groups}) == 5 and [len(v.answers) for v in verdicts] == [len(c.items) for c in lists]
-    assert judge(ChecklistVerifier(oracle), sample(TASKS[0], TASKS[0].target))[0].status == "unavailable"
-    broken = Checklist(status="refused")
-    assert judge(ChecklistVerifier(oracle), sample(TASKS[0], TASKS[0].target, broken))[0].status == "refused"
-
-
-# -- batching ----------------------------------------------------------------------------------------------------
-
-
-def test_a_batcher_keeps_every_answer_with_its_request() -> None:
-    rng = random.Random(0)
-    sizes: list[int] = []
-
-    async def call(requests: Sequence[int]) -> list[int]:
-        sizes.append(len(requests))
-        assert len({r % 3 for r in requests}) == 1
-        await asyncio.sleep(0.001)
-        return [r * 10 for r in requests]
-
-    async def client(batcher: Batcher[int, int], number: int) -> bool:
-        await asyncio.sleep(rng.random() * 0.02)
-        return await batcher.submit(number) == number * 10
-
-    async def main() -> None:
-        batcher = Batcher(call, 8, key=lambda r: r % 3)
-        assert all(await asyncio.gather(*(client(batcher, i) for i in range(200))))
-        assert max(sizes) <= 8 and sum(sizes) == 200
-        await batcher.close()
-
-    asyncio.run(main())
-
-
-def test_in_a_failing_batch_only_the_guilty_fails_and_cancelled_requests_are_not_run() -> None:
-    seen: list[int] = []
-
-    async def call(requests: Sequence[int]) -> list[int]:
-        await asyncio.sleep(0.01)
-        if 7 in requests:
-            raise ValueError("seven")
-        if 8 in requests:
-            return []
-        seen.extend(requests)
-        return list(requests)
-
-    async def main() -> None:
-        batcher = Batcher(call, 16)
-        answers = await asyncio.gather(*(batcher.submit(i) for i in range(10)), return_exceptions=True)
-        assert [a for a in answers if isinstance(a, int)] == [0, 1, 2, 3, 4, 5, 6, 9]
-        assert isinstance(answers[7], ValueError) and "0 answers came back for 1" in str(answers[8])
-        seen.clear()
-        jobs = [asyncio.create_task(batcher.submit(i)) for i in (20, 21)]
-        running = asyncio.create_task(batcher.submit(22))
-        await asyncio.sleep(0)
-        jobs[0].cancel()
-        await asyncio.gather(*jobs, running, return_exceptions=True)
-        assert seen == [21, 22]
-        await batcher.close()
-
-    asyncio.run(main())
-
-
-def test_a_batcher_that_is_closed_while_it_tries_one_by_one_leaves_nobody_waiting() -> None:
-    ran: list[int] = []
-
-    async def call(requests: Sequence[int]) -> list[int]:
-        if len(requests) > 1:
-            raise ValueError("too many")
-        ran.extend(requests)
-        await asyncio.sleep(0.02 if ran == [0] else 60)
-        return list(requests)
-
-    async def main() -> None:
-        batcher = Batcher(call, 16)
-        jobs = [asyncio.create_task(batcher.submit(i)) for i in range(4)]
-        await asyncio.sleep(0.01)
-        jobs[1].cancel()
-        await asyncio.sleep(0.05)
-        await batcher.close()
-        _, waiting = await asyncio.wait(jobs, timeout=1)
-        assert not waiting and ran == [0, 2] and jobs[0].result() == 0 and jobs[3].cancelled()
-
-    asyncio.run(main())
 
 
 def test_memory_store_names_images_by_content() -> None:
