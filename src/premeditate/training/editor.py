@@ -9,7 +9,7 @@ from typing import Any
 from premeditate.config import dump_config
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.panel import Panel, build_panel
-from premeditate.training import checkpoint
+from premeditate.training import checkpoint, export
 from premeditate.training.adapters import FlowAdapter, load_adapter
 from premeditate.training.cache import EncodingCache
 from premeditate.training.data import data_hash, load_rows
@@ -62,7 +62,7 @@ def train(
             trainer.restore(saved)
             tell(f"going on from step {saved.step} of {recipe.steps}")
         trainer.run(recipe.steps)
-        return _finish(trainer, recipe, rows, tell)
+        return _finish(trainer, policy.adapter, recipe, rows, tell)
     finally:
         for panel in panels:
             panel.close()
@@ -107,20 +107,20 @@ def _held_out(recipe: Recipe) -> list[TaskRow]:
     return load_rows(recipe.data.eval, recipe.data.eval_count, recipe.data.seed)
 
 
-def _finish(trainer: Trainer, recipe: Recipe, rows: Sequence[TaskRow], say: Say) -> dict[str, Any]:
+def _finish(
+    trainer: Trainer, adapter: FlowAdapter, recipe: Recipe, rows: Sequence[TaskRow], say: Say
+) -> dict[str, Any]:
     """Exports what was trained, with averaged weights where there are some."""
     folder = trainer.out / "export"
+    history: list[dict[str, Any]] = []
+    with trainer.averaged():
+        values = export.gathered(trainer.policy.module)
     if trainer.journal is not None:
         history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
         card = {"recipe": dump_config(recipe), "data": data_hash(rows), "tasks": len(rows), "evaluations": history}
-        with trainer.averaged():
-            trainer.policy.export(folder, card)
+        export.write(adapter, folder, recipe, card, values=values)
         trainer.journal.close()
         say(f"exported to {folder}")
-    else:
-        history = []
-        with trainer.averaged():
-            pass
     trainer.world.wait()
     first, last = (history[0], history[-1]) if history else ({}, {})
     return {"out": str(trainer.out), "export": str(folder), "steps": trainer.step, "before": first, "after": last}

@@ -23,21 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from premeditate.errors import PremeditateError
 from premeditate.rewards.panel import Panel, Scores
 from premeditate.training import checkpoint
 from premeditate.training.advantages import advantages
 from premeditate.training.data import Order
 from premeditate.training.distributed import World, whole
 from premeditate.training.ema import Ema
+from premeditate.training.errors import TrainingError
 from premeditate.training.journal import Journal
 from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Recipe
 from premeditate.training.watch import Tally, Watch
-
-
-class TrainingError(PremeditateError):
-    """A run that cannot go on. The last checkpoint is whole."""
 
 
 @dataclass
