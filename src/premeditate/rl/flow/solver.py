@@ -7,6 +7,7 @@
 dpm2m is DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) for x = (1-sigma) x0 + sigma x1: x0 = x - sigma v is the data
 prediction and h the growth of log((1-sigma)/sigma) in a step. Its first-order form (q = 0) is Euler's step. q is 0
 without a previous step, after sigma = 1, where h_prev is infinite, and on the step to sigma = 0, which goes to x0.
+Its order is 2 in that logarithm; over levels that are even in sigma, a little less, for its ends are infinite.
 """
 
 from __future__ import annotations
