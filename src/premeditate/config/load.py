@@ -85,20 +85,24 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes that come with the package, by name: FOLDER/NAME."""
     for folder in (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes"):  # in a wheel, in a checkout
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            return {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
     return {}
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a shipped recipe. Raises `ConfigError` for neither."""
+    """The file that `name` means: a path, or the name of a shipped recipe (its last part, where only one has that).
+    Raises `ConfigError` for neither."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    known = shipped()
-    if (found := known.get(name.removesuffix(".yaml"))) is not None:
-        return found
-    near = nearest(name, list(known))
+    known, wanted = shipped(), name.removesuffix(".yaml")
+    if wanted in known:
+        return known[wanted]
+    alike = [found for found in known if found.rsplit("/", 1)[-1] == wanted]
+    if len(alike) == 1:
+        return known[alike[0]]
+    near = " or ".join(alike) or nearest(name, list(known))
     raise ConfigError(f"there is no recipe {name}", f"give a YAML file{f', or {near}' if near else ''}")
