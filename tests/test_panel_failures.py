@@ -21,7 +21,7 @@ from support.rewards import WAIT, Plain, function, k_of, panel_of, samples
 
 @pytest.mark.parametrize("kind", ["async", "plain", "blocking"])
 def test_a_reward_that_hangs_is_left_behind_and_the_others_are_not(kind: str) -> None:
-    """ "blocking": an async function that holds its event loop, as one does that calls time.sleep or requests."""
+    """What is "blocking" is an async function that holds its event loop, as one does that calls time.sleep."""
     stop, calls = threading.Event(), []
 
     async def waits(ss: Sequence[Sample]) -> list[float]:

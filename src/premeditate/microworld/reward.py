@@ -14,6 +14,7 @@ a policy that wrecks its pictures must not go unpunished. A task without its tru
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from premeditate.trace import Task, Verdict
 NO_TRUTH = "the task does not carry its source and target scenes in meta['microworld']"
 
 
-class _Exact:
+class _Exact(ABC):
     """What both have in common: all pictures of a call are read at once."""
 
     name: str
@@ -55,9 +56,9 @@ class _Exact:
             for i in range(len(samples))
         ]
 
+    @abstractmethod
     def _scores(self, right: Any, sharp: Any, changes: Any, whole: Any) -> list[dict[str, float]]:
         """From bool [B, 16] (holds the target sharply; is sharp; had to change) and bool [B] (has a scene's size)."""
-        raise NotImplementedError
 
 
 class Graded(_Exact):
