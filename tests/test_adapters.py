@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from premeditate.editors.base import EditRequest
 from premeditate.editors.diffusers import DiffusersEditor
 from premeditate.errors import ModelError
 from premeditate.presets import Preset
-from premeditate.training.adapters import ADAPTERS, load_adapter
+from premeditate.training.adapters import ADAPTERS, FlowAdapter, load_adapter
 from premeditate.training.adapters.base import pack, unpack
 from premeditate.training.lora import add_lora, merged, reference
 from premeditate.training.recipe import Lora, Model
@@ -322,3 +323,26 @@ def test_without_lora() -> None:
         assert torch.equal(velocity(), before)
     with pytest.raises(ValueError, match="frozen copy"), reference(network):
         pass
+
+
+# -- the guide --------------------------------------------------------------------------------------------------------
+
+
+def test_the_guides_example_runs() -> None:
+    """docs/adapters.md says that its lines make the pictures of `DiffusersEditor` with the seeds 0 to 3."""
+    text = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, flags=re.S)[0], names)
+    editor = DiffusersEditor(names["adapter"].pipeline, size=64, steps=4, max_batch=4)
+    task = names["task"]
+    requests = [EditRequest(images=list(task.images), prompt=task.instruction, seed=seed) for seed in range(4)]
+    done = asyncio.run(editor.edit(requests))
+    assert max(difference(mine, his.image) for mine, his in zip(names["pictures"], done, strict=True)) <= 1
+
+
+def test_the_guide_names_every_adapter_and_rule() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
+    assert all(f"`{name}`" in text for name in ADAPTERS)
+    assert len(CHECKS) == 14 and "Fourteen rules" in text
+    for name in FlowAdapter.__abstractmethods__:
+        assert f"`{name}(" in text

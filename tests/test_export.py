@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -16,12 +17,16 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from safetensors import safe_open
 
+from premeditate.editors.base import EditRequest
+from premeditate.editors.diffusers import DiffusersEditor
 from premeditate.editors.pipelines import load_pipeline
 from premeditate.errors import ModelError, WriteError
-from premeditate.training.adapters import ADAPTERS
-from premeditate.training.export import ModelCard, export_full, export_lora, gathered, write
+from premeditate.microworld.dataset import explicit
+from premeditate.presets import load_editor
+from premeditate.training.adapters import ADAPTERS, load_adapter
+from premeditate.training.export import WEIGHTS, ModelCard, export_full, export_lora, gathered, write
 from premeditate.training.lora import add_lora
-from premeditate.training.recipe import Lora, Recipe
+from premeditate.training.recipe import Lora, Recipe, Rollout
 from premeditate.training.recipe import Model as ModelRecipe
 from support.adapter_conformance import close, difference, euler, picture
 from support.tiny_editor import build_kontext
@@ -94,7 +99,7 @@ def test_the_file_tells_its_rank_and_alpha(tmp_path: Path) -> None:
         names = list(held.keys())
     assert (said["transformer.r"], said["transformer.lora_alpha"]) == (4, 12.0)
     assert all(re.fullmatch(r"transformer\.\S+\.lora_[AB]\.weight", name) for name in names)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "pytorch_lora_weights.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "premeditate.json", WEIGHTS]
 
 
 def test_other_values_are_written_in_place_of_the_own(tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_diffusers_loads_the_whole_transformer(kind: str, averaged: bool, tmp_pa
             pipeline.transformer, tmp_path, pipeline_class=type(pipeline).__name__, card=card(), values=values
         )
     assert folder == tmp_path / "transformer"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "transformer"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "premeditate.json", "transformer"]
     if values:
         pipeline.transformer.load_state_dict(values, strict=False)
     fresh = BUILDS[kind]()
@@ -138,7 +143,7 @@ def test_diffusers_loads_the_whole_transformer(kind: str, averaged: bool, tmp_pa
 
 def test_the_recipe_chooses_what_is_written(tmp_path: Path) -> None:
     said = {"recipe": "name: one\n", "data": "ab" * 32, "tasks": 8, "evaluations": EVALUATIONS}
-    for lora, name in ((Lora(rank=4), "pytorch_lora_weights.safetensors"), (None, "transformer")):
+    for lora, name in ((Lora(rank=4), WEIGHTS), (None, "transformer")):
         pipeline = trained(BUILDS["kontext"], lora)
         adapter = ADAPTERS["FluxKontextPipeline"](pipeline, size=32)
         write(adapter, tmp_path / name, Recipe(model=ModelRecipe(lora=lora)), said)
@@ -194,26 +199,34 @@ def test_the_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
     assert "n = 64" in text and "4,096 tasks" in text and "ab" * 32 in text
     assert "name: one\nsteps: 40\n```" in text
     assert "(curve.png)" in text and (tmp_path / "out" / "curve.png").read_bytes() == curve.read_bytes()
-    assert not re.search(r"\b(PIPELINE|TRANSFORMER|BASE|SPEC)\b", text)
+    assert not re.search(r"\b(PIPELINE|TRANSFORMER|BASE|SPEC|OPTIONS)\b", text)
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=2), None], ids=["lora", "full"])
 def test_the_cards_own_lines_work(lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first block of code of a card, run as it stands; the shipped base is found wherever it is installed."""
-    from premeditate.training.adapters import load_adapter
-
-    adapter = load_adapter("micro-base", ModelRecipe())
-    if lora:
-        add_lora(adapter.transformer, lora)
-    export = export_lora if lora else export_full
-    said = card(base="micro-base", recipe="name: one\n")
-    export(adapter.transformer, tmp_path / "out", pipeline_class=adapter.pipeline_class, card=said)
-    text = (tmp_path / "out" / "README.md").read_text()
+    """A card's code, run as it stands: the shipped base is found wherever it is installed, and the model that comes out
+    edits as the trained one does, at its size and in its steps."""
+    recipe = Recipe(model=ModelRecipe(lora=lora, text_tokens=32), rollout=Rollout(steps=3))
+    adapter = load_adapter("micro-base", recipe.model)
+    parameters = add_lora(adapter.transformer, lora) if lora else adapter.transformer.parameters()
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * 0.03)
+    out = tmp_path / "out"
+    write(adapter, out, recipe, {"recipe": "name: one\n", "data": "ab" * 32, "tasks": 8})
+    text = (out / "README.md").read_text()
     assert str(Path.home()) not in text and str(tmp_path) not in text and "site-packages" not in text
-    code = text.split("```python\n")[1].split("```")[0]
-    loading = code[: code.index("edit = pipe(")]
-    names: dict[str, Any] = {"folder": str(tmp_path / "out")}
-    exec(loading, names)
-    assert type(names["pipe"]).__name__ == "FluxKontextPipeline"
-    if lora:
-        assert "default_0" in names["pipe"].transformer.peft_config
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"folder": str(out)}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec("\n".join(line for line in code.splitlines() if not line.startswith("edit = pipe(")), names)
+    scene = explicit(1, 0)[0]
+    encoding = adapter.encode(scene.images, scene.instruction)
+    wanted = adapter.decode(euler(adapter, [encoding], adapter.noise(encoding, 5)[None], 3), [encoding])[0]
+    request = EditRequest(images=list(scene.images), prompt=scene.instruction, seed=5)
+    editors = [load_editor("./editor"), *([names["editor"]] if lora else [])]
+    for editor in editors:
+        assert isinstance(editor, DiffusersEditor)
+        assert (editor.size, editor.steps) == (64, 3)
+        done = asyncio.run(editor.edit([request]))[0].image
+        assert done is not None and difference(done, wanted) <= 1

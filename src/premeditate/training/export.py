@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from premeditate.errors import ModelError
 from premeditate.files import write_atomic, write_error
+from premeditate.local import SIDECAR
 from premeditate.presets import EDITORS, resolve
 from premeditate.training.adapters.base import FlowAdapter
 from premeditate.training.recipe import Recipe
@@ -28,7 +29,8 @@ CARD = "README.md"
 class ModelCard:
     """What is said of exported weights. `base`: the SPEC of the editor they were trained from. `recipe`: YAML. `data`:
     SHA-256 of the `tasks` tasks. `evaluations`: figures of the held-out tasks, each with its "step" and any of
-    "eval/NAME", "eval/NAME/low", "eval/NAME/high" and "eval/NAME/n". `picture`: a picture of the curve, copied."""
+    "eval/NAME", "eval/NAME/low", "eval/NAME/high" and "eval/NAME/n". `picture`: a picture of the curve, copied.
+    `options`: of `DiffusersEditor`, as the model was trained; the folder's `premeditate.json` holds them."""
 
     base: str
     recipe: str
@@ -36,14 +38,20 @@ class ModelCard:
     tasks: int
     evaluations: Sequence[Mapping[str, Any]] = ()
     picture: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(adapter: FlowAdapter, folder: Path, recipe: Recipe, card: Mapping[str, Any],
           *, values: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
-    """Exports what `recipe` trained in `adapter`. `card`: the fields of `ModelCard` but `base`. `values`: see
-    `export_lora`. Raises `WriteError`."""
-    said = ModelCard(base=recipe.model.base, **card)
-    export = export_full if recipe.model.lora is None else export_lora
+    """Exports what `recipe` trained in `adapter`. `card`: the fields of `ModelCard` but `base` and `options`. `values`:
+    see `export_lora`. Raises `WriteError`."""
+    model = recipe.model
+    padded = isinstance(model.text_tokens, int) and not adapter.exact_text
+    options = {"size": model.size, "steps": recipe.evaluation.steps or recipe.rollout.steps,
+               "guidance_scale": model.guidance_scale, "true_cfg_scale": model.true_cfg_scale,
+               "max_sequence_length": model.text_tokens if padded else None}  # fmt: skip
+    said = ModelCard(base=model.base, **card, options={k: v for k, v in options.items() if v is not None})
+    export = export_full if model.lora is None else export_lora
     export(adapter.transformer, folder, pipeline_class=adapter.pipeline_class, card=said, values=values)
 
 
@@ -146,15 +154,18 @@ With Premeditate:
 ```python
 from premeditate.presets import load_editor
 
-editor = load_editor("SPEC", lora=folder)
+editor = load_editor("SPEC", lora=folderOPTIONS)
 ```
 
-For `premeditate edit photo.png "..." --editor ./editor`, make it one model:
+As a model of its own, for `premeditate edit photo.png "..." --editor ./editor`:
 
 ```python
+import shutil
+
 pipe.fuse_lora()
 pipe.unload_lora_weights()
 pipe.save_pretrained("editor")
+shutil.copy(f"{folder}/premeditate.json", "editor")
 ```
 """
 _FULL = """\
@@ -167,7 +178,14 @@ pipe = PIPELINE.from_pretrained(BASE, transformer=transformer)
 edit = pipe(image=Image.open("photo.png").convert("RGB"), prompt="...").images[0]
 ```
 
-For `premeditate edit photo.png "..." --editor ./editor`, make it one model: `pipe.save_pretrained("editor")`.
+As a model of its own, for `premeditate edit photo.png "..." --editor ./editor`:
+
+```python
+import shutil
+
+pipe.save_pretrained("editor")
+shutil.copy(f"{folder}/premeditate.json", "editor")
+```
 """
 
 
@@ -177,6 +195,7 @@ def _write_card(folder: Path, card: ModelCard, pipeline_class: str, use: str) ->
         picture = card.picture.name
         if card.picture.resolve() != (folder / picture).resolve():
             write_atomic(folder / picture, card.picture.read_bytes())
+    write_atomic(folder / SIDECAR, (json.dumps(dict(card.options), indent=2) + "\n").encode())
     write_atomic(folder / CARD, render(card, pipeline_class, use, picture).encode())
 
 
@@ -193,6 +212,7 @@ def render(card: ModelCard, pipeline_class: str, use: str, picture: str = "") ->
             "from PIL import Image\n", "from PIL import Image\nfrom premeditate.presets import resolve\n", 1
         )
     steps = use.replace("PIPELINE", pipeline_class).replace("BASE", where).replace("SPEC", card.base)
+    steps = steps.replace("OPTIONS", "".join(f", {name}={value!r}" for name, value in card.options.items()))
     lines = [
         "---",
         *(f"{key}: {value}" for key, value in head.items() if value),
@@ -204,7 +224,7 @@ def render(card: ModelCard, pipeline_class: str, use: str, picture: str = "") ->
     about = f"[{card.base}]({preset.source})" if hub else f"`{card.base}`"
     lines += [f"{about}, trained by reinforcement learning with Premeditate."]
     if preset.licence:
-        lines += [f"Licence of the base, which holds for these weights too: {preset.licence}."]
+        lines += [f"The base's licence is {preset.licence}; it says what holds for weights made from it."]
     lines += ["", "## Use", "", steps, "## Held-out figures", "", *_table(card.evaluations), ""]
     if picture:
         lines += [f"![held-out figures while training]({picture})", ""]
