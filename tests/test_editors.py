@@ -16,31 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from premeditate.editors.base import Editor, EditRequest, EditResult
-from premeditate.editors.callable import CallableEditor
 from premeditate.editors.diffusers import DiffusersEditor
 from premeditate.editors.fit import Fit
 from premeditate.errors import ModelError
+from support.pictures import difference, picture, smooth
 from support.tiny_editor import build_kontext
 from support.tiny_pipelines import build_qwen_edit_plus
 
 
-def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def smooth(width: int, height: int) -> Image.Image:
-    """A picture whose red says how far right a pixel is, and whose green how far down."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-
-
 def run(editor: Editor, *requests: EditRequest) -> list[EditResult]:
     return list(asyncio.run(editor.edit(requests)))
-
-
-def difference(a: Image.Image | None, b: Image.Image | None) -> int:
-    assert a is not None and b is not None and a.size == b.size
-    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b)).max())
 
 
 @pytest.fixture(scope="module")
@@ -372,33 +357,3 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match="cannot be loaded"):
         DiffusersEditor.load(str(copy))
-
-
-# --- any function
-
-
-def test_callable_editors() -> None:
-    source = picture(20, 10)
-
-    def invert(image: Image.Image, prompt: str) -> Image.Image:
-        if prompt == "no":
-            raise KeyError("no such colour")
-        return Image.eval(image, lambda v: 255 - v).resize((40, 20))
-
-    async def by_seed(image: Image.Image, prompt: str, seed: int) -> Image.Image:
-        await asyncio.sleep(0)
-        return Image.new("RGBA", image.size, (seed, 0, 0, 255))
-
-    def number(image: Image.Image, prompt: str, *, images: tuple[Image.Image, ...]) -> Any:
-        return len(images)
-
-    good, bad = run(CallableEditor(invert), EditRequest((source,), "yes"), EditRequest((source,), "no"))
-    assert good.image is not None and good.image.size == (20, 10) and good.error is None
-    assert bad.image is None and bad.error == "KeyError: 'no such colour'"
-    (red,) = run(CallableEditor(by_seed, name="red"), EditRequest((source,), "", seed=200))
-    assert red.image is not None and red.image.getpixel((0, 0)) == (200, 0, 0)
-    (wrong,) = run(CallableEditor(number), EditRequest((source,), ""))
-    assert wrong.error == "TypeError: number returned int, not a PIL image"
-    assert isinstance(CallableEditor(invert), Editor) and CallableEditor(invert).name == "invert"
-    with pytest.raises(ValueError, match="needs a function"):
-        CallableEditor("invert")  # type: ignore[arg-type]

@@ -16,82 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from premeditate.editors.addresses import open_editors
-from premeditate.editors.base import Editor, EditRequest, EditResult
+from premeditate.editors.base import Editor, EditRequest
 from premeditate.editors.editthinker import EditThinkerEditor
-from premeditate.editors.http import HttpEditor
 from premeditate.editors.openai_images import EDGE, LEAST, MOST, OpenAIImagesEditor, openai_size
 from premeditate.errors import ModelError
-from premeditate.remote import EndpointError, Health
-from support.images_server import EditThinkerServer, Flux, ImagesServer, OmniGen2, Qwen, png
-
-SIZES = [(64, 64), (128, 64), (100, 70), (33, 64), (250, 60), (31, 17), (20, 400)]
-
-
-def smooth(width: int, height: int) -> Image.Image:
-    """A picture whose red says how far right a pixel is, and whose green how far down."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-
-
-def blot(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    image = Image.new("RGB", size, "white")
-    image.paste((0, 0, 255), box)
-    return image
-
-
-def blue_to_red(image: Image.Image) -> Image.Image:
-    """Marks what it finds: alignment shows in where the red is after the way back."""
-    pixels = np.array(image.convert("RGB")).astype(int)
-    pixels[(pixels[..., 2] - pixels[..., 0]) > 128] = (255, 0, 0)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def red_box(image: Image.Image | None) -> list[int]:
-    assert image is not None
-    pixels = np.asarray(image).astype(int)
-    ys, xs = np.nonzero(pixels[..., 0] - pixels[..., 2] > 128)
-    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-
-
-def difference(a: Image.Image | None, b: Image.Image) -> int:
-    assert a is not None and a.size == b.size and a.mode == "RGB"
-    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b)).max())
-
-
-def ask(*pictures: Image.Image, prompt: str = "paint it red", seed: int = 7, key: str = "") -> EditRequest:
-    return EditRequest(pictures or (smooth(64, 64),), prompt, seed, key)
-
-
-def run(editor: HttpEditor, *requests: EditRequest) -> list[EditResult]:
-    async def go() -> list[EditResult]:
-        try:
-            return await editor.edit(requests)
-        finally:
-            await editor.aclose()
-
-    return asyncio.run(go())
-
-
-def fails(editor: HttpEditor, request: EditRequest | None = None, timeout: float | None = None) -> EndpointError:
-    async def go() -> None:
-        try:
-            await editor.send(request or ask(), timeout)
-        finally:
-            await editor.aclose()
-
-    with pytest.raises(EndpointError) as caught:
-        asyncio.run(go())
-    return caught.value
-
-
-def health(editor: HttpEditor) -> Health:
-    async def go() -> Health:
-        try:
-            return await editor.health()
-        finally:
-            await editor.aclose()
-
-    return asyncio.run(go())
+from premeditate.remote import Health
+from support.http_editors import SIZES, ask, blot, blue_to_red, fails, health, red_box, run
+from support.images_server import ImagesServer, png
+from support.pictures import difference, smooth
 
 
 @pytest.fixture(scope="module")
@@ -360,62 +292,6 @@ def test_health(server: ImagesServer, editor: OpenAIImagesEditor) -> None:
     server.about = {"capacity": "many", "in_flight": -1, "model": 7, "idempotency": "yes"}
     assert health(editor) == Health()
     assert health(OpenAIImagesEditor(server.url, capacity=3)).capacity == 3
-
-
-# -- EditThinker's services ----------------------------------------------------------------------------------------
-
-
-def test_editthinker_gets_the_fields_that_it_names() -> None:
-    with EditThinkerServer(Flux) as server:
-        editor = EditThinkerEditor.load(server.origin, steps=8, guidance_scale=1.0, size=64)
-        assert run(editor, ask(key="k"))[0].error is None
-        assert fails(EditThinkerEditor(server.origin, negative_prompt="x")).problem.endswith("has no negative_prompt")
-        error = fails(EditThinkerEditor(server.origin, steps=200))
-        assert error.kind == "denied" and "from 1 to 100, not 200" in error.problem
-    del server.bodies[0]["image"]
-    assert server.bodies == [
-        {"prompt": "paint it red", "seed": 7, "enhance_prompt": False, "num_inference_steps": 8, "guidance_scale": 1.0}
-    ]
-    assert editor.name == "EditThinker service" and server.host not in editor.name
-
-    with EditThinkerServer(OmniGen2) as server:
-        editor = EditThinkerEditor(server.origin, guidance_scale=4, image_guidance_scale=1.5, negative_prompt="dim")
-        assert run(editor, ask())[0].error is None
-    body = server.bodies[0]
-    assert (body["text_guidance_scale"], body["image_guidance_scale"], body["negative_prompt"]) == (4, 1.5, "dim")
-    assert body["enhance_prompt"] is False and "guidance_scale" not in body
-
-
-def test_editthinker_answers_come_back_in_place() -> None:
-    with EditThinkerServer(Qwen) as server:
-        editor = EditThinkerEditor(server.origin, size=160)
-        sources = [smooth(*size) for size in SIZES]
-        for source, result in zip(sources, run(editor, *map(ask, sources)), strict=True):
-            assert difference(result.image, source) <= 20, source.size
-        # Kontext's way: stretched to the nearest of its sizes.
-        server.paint, server.size, box = blue_to_red, (832, 1248), (30, 70, 80, 110)
-        (result,) = run(EditThinkerEditor(server.origin), ask(blot((200, 320), box)))
-        assert np.abs(np.subtract(red_box(result.image), box)).max() <= 1
-        server.size = (1248, 832)
-        assert fails(editor, ask(blot((200, 320), box))).kind == "garbage"
-
-
-def test_editthinker_failures_and_health() -> None:
-    with EditThinkerServer(Qwen) as server:
-        editor = EditThinkerEditor(server.origin, size=64)
-        kinds = {"error": "failed", "no success": "failed", "no picture": "garbage", "503": "busy"}
-        for fault, kind in kinds.items():
-            server.faults.append(fault)
-            assert fails(editor).kind == kind, fault
-        assert fails(editor, ask(smooth(9, 9), smooth(9, 9))).kind == "rejected"
-        assert health(editor) == Health(2, 1)
-        server.status["system_ready"] = False
-        with pytest.raises(EndpointError, match="not ready") as caught:
-            health(editor)
-        assert caught.value.kind == "busy"
-    with ImagesServer() as other:
-        error = fails(EditThinkerEditor(other.origin))
-        assert error.kind == "denied" and "no POST /edit" in error.problem
 
 
 # -- options and addresses -----------------------------------------------------------------------------------------

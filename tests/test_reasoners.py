@@ -9,24 +9,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from premeditate.errors import ModelError
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
-from premeditate.reasoners.callable import CallableReasoner
 from premeditate.reasoners.labels import Labels
 from premeditate.reasoners.sampling import SeededNoise
 from premeditate.reasoners.transformers import TransformersReasoner
+from support.pictures import picture
 from support.tiny_vlm import build_llava, build_tokenizer, build_vlm
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 YES_NO = ("yes", "no")
-
-
-def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 A, B, WIDE = picture(seed=1), picture(seed=2), picture(64, 32, seed=3)
@@ -289,29 +283,3 @@ def test_spellings_of_a_label_count_together() -> None:
 def test_wrong_labels_are_an_error_of_their_request(reasoner: TransformersReasoner) -> None:
     wrong, right = run(reasoner, ChatRequest((A,), "?", ("yes", "yes")), ChatRequest((A,), "?", YES_NO))
     assert "two or more different" in str(wrong.error) and right.error is None
-
-
-# --- any function
-
-
-def test_callable_reasoners() -> None:
-    def fixed(request: ChatRequest) -> Any:
-        return {"boom": lambda: 1 / 0, "text": lambda: "said", "weights": lambda: {"yes": 3, "no": 1},
-                "word": lambda: " No. ", "odd": lambda: "perhaps", "other": lambda: {"maybe": 1.0},
-                "number": lambda: 7}[request.text]()  # fmt: skip
-
-    async def polite(request: ChatRequest) -> Completion:
-        return Completion(text=request.text.upper(), seconds=2.5)
-
-    ask = {name: ChatRequest((), name, YES_NO) for name in ("weights", "word", "odd", "other", "text")}
-    say = {name: ChatRequest((), name) for name in ("text", "boom", "number")}
-    reasoner = CallableReasoner(fixed, prompts="terse")
-    got = run(reasoner, *ask.values())
-    assert got[0].probabilities == {"yes": 0.75, "no": 0.25} and got[1].probabilities == {"yes": 0.0, "no": 1.0}
-    assert all(c.error and not c.probabilities for c in got[2:])
-    said, boom, number = run(reasoner, *say.values())
-    assert said.text == "said" and said.error is None
-    assert boom.error == "ZeroDivisionError: division by zero" and "returned int" in str(number.error)
-    (loud,) = run(CallableReasoner(polite), ChatRequest((), "hello"))
-    assert (loud.text, loud.seconds) == ("HELLO", 2.5)
-    assert isinstance(reasoner, Reasoner) and (reasoner.name, reasoner.prompts) == ("fixed", "terse")
