@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from premeditate.errors import WriteError
+from premeditate.errors import StoreError, WriteError
 from premeditate.files import write_error
 from premeditate.store import versions
 from premeditate.training.errors import TrainingError
@@ -185,8 +186,10 @@ def start(out: Path, recipe: Recipe, *, resume: bool, say: Say) -> Saved | None:
     """What a run in `out` begins with: the newest whole checkpoint, or None for the beginning.
 
     `resume` must be given where there are checkpoints. Raises `TrainingError` where it is not, or where they are of
-    another recipe. `say` is told of damaged checkpoints, and of a resume that found nothing.
+    another recipe, and `StoreError` where another process trains in `out`. `say` is told of damaged checkpoints, and of
+    a resume that found nothing.
     """
+    _check_idle(out)
     clean(out)
     steps = _steps(out / "checkpoints")
     if steps and not resume:
@@ -201,6 +204,21 @@ def start(out: Path, recipe: Recipe, *, resume: bool, say: Say) -> Saved | None:
         say(f"{out} holds no {'whole ' if steps else ''}checkpoint: starting from the beginning")
         return None
     return load(path, recipe, check=False)
+
+
+def _check_idle(out: Path) -> None:
+    """Every process of a run asks, before the first of them claims the folder for its journal: so a shared lock."""
+    if sys.platform == "win32" or not (out / "lock").exists():
+        return
+    import fcntl
+
+    with open(out / "lock", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another process is training in {out}", "wait for it to end, or give another folder (out=...)"
+            ) from None
 
 
 def latest(out: Path, *, say: Say = lambda line: None) -> Path | None:

@@ -1,0 +1,156 @@
+"""How a step's samples lie on devices, optimiser steps and forwards. It is computed from recipe.batch, never typed.
+
+groups x group_size samples
+  -> devices: group i belongs to device i mod devices
+  -> updates: groups in order, cut into as many equal parts as there are optimiser steps
+  -> forwards: a device's samples (or, when training, rows: a sample at a trained noise level) of one shape, at most
+     `forward` at a time
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from premeditate.config import ConfigError
+from premeditate.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """`groups` of `group_size` samples over `devices` in `updates` optimiser steps, at most `forward` samples or rows
+    in a forward; a group gives `rows` rows."""
+
+    groups: int
+    group_size: int
+    devices: int
+    updates: int
+    forward: int
+    rows: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, devices: int = 1) -> Geometry:
+        """The recipe's geometry. Raises `ConfigError` with the nearest possible settings where there is none."""
+        batch = recipe.batch
+        if devices < 1:
+            raise ConfigError(f"{devices} devices cannot train", "give at least 1")
+        if batch.groups % (devices * batch.updates):
+            raise _impossible(batch.groups, devices, batch.updates)
+        return cls(batch.groups, batch.group_size, devices, batch.updates, batch.forward, rows_of_group(recipe))
+
+    # -- what the loop does -------------------------------------------------------------------------------------------
+
+    def assignment(self, rank: int) -> list[int]:
+        """The groups of one device, in order. Which group is the i-th of a step does not depend on the devices."""
+        return list(range(rank, self.groups, self.devices))
+
+    def update_of(self, group: int) -> int:
+        """Which of the step's updates a group is trained in."""
+        return group * self.updates // self.groups
+
+    def slices(self, samples: int) -> list[range]:
+        """`samples` of one shape cut into forwards of at most `forward`, as equal as can be."""
+        count = math.ceil(samples / self.forward)
+        return [range(k * samples // count, (k + 1) * samples // count) for k in range(count)]
+
+    # -- what follows -------------------------------------------------------------------------------------------------
+
+    @property
+    def samples(self) -> int:
+        """In a step, over all devices."""
+        return self.groups * self.group_size
+
+    @property
+    def groups_per_device(self) -> int:
+        return self.groups // self.devices
+
+    @property
+    def samples_per_device(self) -> int:
+        return self.groups_per_device * self.group_size
+
+    @property
+    def rollout_forwards(self) -> int:
+        """Forwards of one denoising step on one device, if all tasks have one shape. A group is not cut if it fits."""
+        whole = max(1, self.forward // self.group_size)
+        parts = [min(whole, self.groups_per_device - k) for k in range(0, self.groups_per_device, whole)]
+        return sum(len(self.slices(part * self.group_size)) for part in parts)
+
+    @property
+    def rows_per_update(self) -> int:
+        """On one device, if no sample is masked."""
+        return self.groups_per_device // self.updates * self.rows
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches whose gradients one optimiser step of a device sums."""
+        return len(self.slices(self.rows_per_update))
+
+    @property
+    def microbatch(self) -> int:
+        """Rows in the largest of them."""
+        return max(map(len, self.slices(self.rows_per_update)))
+
+    def table(self) -> list[tuple[str, str]]:
+        """(what, how many) for people."""
+        n = self.rows_per_update
+        return [
+            ("samples a step", f"{self.groups} groups x {self.group_size} = {self.samples}"),
+            ("devices", f"{self.devices}, {self.groups_per_device} groups ({self.samples_per_device} samples) each"),
+            ("rollout", f"{self.rollout_forwards} forwards of at most {min(self.forward, self.samples_per_device)} "
+                        "samples at each denoising step"),
+            ("updates", f"{self.updates}, {n} rows on each device "
+                        f"({self.groups_per_device // self.updates} groups x {self.rows})"),
+            ("accumulation", f"{self.accumulation} micro-batches of at most {self.microbatch} rows"),
+        ]  # fmt: skip
+
+
+def rows_of_group(recipe: Recipe) -> int:
+    """Every sample at each noise level that it is trained at: the window's steps, or algorithm.timesteps. For DPO a
+    row is a pair, the best and the worst of the group."""
+    if recipe.algorithm.name == "dpo":
+        return recipe.algorithm.timesteps
+    replayed = recipe.algorithm.name in ("flow-grpo", "grpo-guard")
+    return recipe.batch.group_size * (len(windows(recipe)[0]) if replayed else recipe.algorithm.timesteps)
+
+
+def windows(recipe: Recipe) -> list[tuple[int, ...]]:
+    """The stochastic steps of the first training steps, as far as they differ (at most 8). [()] for an objective that
+    samples with the ODE. Raises `ConfigError` for a window that the steps do not have."""
+    from premeditate.rl.flow import window
+
+    if recipe.algorithm.name not in ("flow-grpo", "grpo-guard"):
+        return [()]
+    w, found = recipe.rollout.window, list[tuple[int, ...]]()
+    try:
+        for step in range(min(recipe.steps, 1000)):
+            chosen = window(w.kind, recipe.rollout.steps, size=w.size, first=w.first, last=w.last, every=w.every,
+                            iteration=step, seed=recipe.seed)  # fmt: skip
+            if chosen not in found:
+                found.append(chosen)
+            if len(found) == 8 or w.kind in ("all", "fixed"):
+                break
+    except ValueError as error:
+        what, _, mend = str(error).partition("; ")
+        raise ConfigError(f"rollout.window: {what}", mend or "change rollout.window or rollout.steps") from None
+    return found
+
+
+def _impossible(groups: int, devices: int, updates: int) -> ConfigError:
+    """Names what to type instead: the group counts on both sides, updates that divide, devices that do."""
+    unit = devices * updates
+    below, above = groups // unit * unit, (groups // unit + 1) * unit
+    wanted = " or ".join(f"batch.groups={n}" for n in (below, above) if n)
+    mends = [wanted]
+    if groups % devices == 0:
+        mends.append(f"batch.updates={max(u for u in _divisors(groups // devices) if u <= updates)}")
+    if groups % updates == 0:
+        fits = max(d for d in _divisors(groups // updates) if d <= devices)
+        mends.append(f"{fits} device{'s' * (fits > 1)}")
+    where = f"{devices} device{'s' * (devices > 1)} x {updates} update{'s' * (updates > 1)}"
+    return ConfigError(
+        f"batch.groups={groups} cannot be split over {where} ({unit} equal parts)", f"nearest: {', or '.join(mends)}"
+    )
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
