@@ -118,6 +118,12 @@ def test_flux_texts_are_as_long_as_asked() -> None:
         kind(pipeline, size=32, text_tokens=5).encode(images, prompt)
 
 
+def test_a_negative_prompt_is_not_cut() -> None:
+    adapter = ADAPTERS["FluxKontextPipeline"](kontext(), size=32, true_cfg_scale=2.0, negative_prompt=LONG)
+    with pytest.raises(ValueError, match="tokens, 40 are read; use fewer words"):
+        adapter.release()
+
+
 def test_flux_without_padding_is_the_pipeline_at_the_prompts_length() -> None:
     adapter = UNPADDED.adapter()
     for i, task in enumerate(ONE):

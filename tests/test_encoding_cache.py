@@ -16,10 +16,12 @@ from premeditate.datasets.tasks import TaskRow
 from premeditate.errors import WriteError
 from premeditate.training import cache
 from premeditate.training.adapters.kontext import KontextAdapter
+from premeditate.training.adapters.qwen_image_edit import QwenImageEditPlusAdapter
 from premeditate.training.cache import EncodingCache, build
 from premeditate.training.data import DataError
 from support.adapter_conformance import picture
 from support.tiny_editor import build_kontext
+from support.tiny_pipelines import build_qwen_edit_plus
 
 
 class Counting(KontextAdapter):
@@ -196,6 +198,14 @@ def test_bad_tasks_are_found_before_any_is_encoded(tmp_path: Path) -> None:
     ):
         EncodingCache.open(tmp_path, one, tasks)
     assert one.encoded == 0
+
+
+def test_a_task_that_turns_out_bad_is_named(tmp_path: Path) -> None:
+    one = QwenImageEditPlusAdapter(build_qwen_edit_plus(), size=32, true_cfg_scale=1.0, text_tokens=20)
+    with pytest.raises(
+        DataError, match=r"the task t0 cannot be encoded: .* tokens, 20 are read; say it in fewer words"
+    ):
+        EncodingCache.open(tmp_path, one, rows(1))
 
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

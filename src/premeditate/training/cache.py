@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from premeditate.datasets.tasks import TaskRow
+from premeditate.errors import ModelError
 from premeditate.files import write_atomic
 from premeditate.training.adapters.base import FlowAdapter
 from premeditate.training.data import DataError, prompt_of
@@ -83,7 +84,7 @@ def build(
     _check(adapter, [row for some, _ in missing for row in some])
     total, done = sum(len(some) for some, _ in missing), 0
     for some, shard in missing:
-        shard.write([adapter.encode(row.images, prompt_of(row)) for row in some])
+        shard.write([_encoded(adapter, row) for row in some])
         done += len(some)
         tell(f"encoded {done} of {total} tasks")
 
@@ -106,6 +107,15 @@ def _digest(row: TaskRow) -> bytes:
     for image in row.images:
         found.update(image.tobytes())
     return found.digest()
+
+
+def _encoded(adapter: FlowAdapter, row: TaskRow) -> Mapping[str, Tensor]:
+    try:
+        return adapter.encode(row.images, prompt_of(row))
+    except ModelError:
+        raise
+    except ValueError as error:  # what cannot be seen before the text is encoded
+        raise DataError(f"the task {row.id} cannot be encoded: {error}", "") from error
 
 
 def _check(adapter: FlowAdapter, rows: Sequence[TaskRow]) -> None:

@@ -39,16 +39,16 @@ class KontextAdapter(FlowAdapter):
 
     def check(self, images: Sequence[Image.Image], prompt: str) -> None:
         super().check(images, prompt)
-        count, limit = self._tokens(prompt)
+        self._tokens(prompt)
+
+    def _tokens(self, prompt: str) -> tuple[int, int]:
+        """Tokens of the prompt, and how many are read at most. Raises ValueError where it has more."""
+        found = prompt_tokens(self.pipeline, prompt, self.text_tokens if isinstance(self.text_tokens, int) else None)
+        assert found is not None, "two tokenizers, the second with a limit"
+        count, limit = found
         if count > limit:
             mend = f"say it in fewer words, or give text_tokens={count}" if count <= self._most else "use fewer words"
             raise ValueError(f"the prompt has {count} tokens, {limit} are read; {mend}")
-
-    def _tokens(self, prompt: str) -> tuple[int, int]:
-        """Tokens of the prompt, and how many are read at most."""
-        wanted = self.text_tokens if isinstance(self.text_tokens, int) else None
-        found = prompt_tokens(self.pipeline, prompt, wanted)
-        assert found is not None, "two tokenizers, the second with a limit"
         return found
 
     def encode_text(self, pictures: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
