@@ -105,11 +105,11 @@ class Journal:
 
     def curve(self) -> Path | None:
         """Draws the held-out rewards so far. None where there are none, or matplotlib is not installed."""
-        from premeditate.training import curves
+        from premeditate.training.curves import NothingToDraw, draw
 
         try:
-            return curves.draw({self.recipe.name or self.out.name: [self.rows()]}, self.out / CURVE)
-        except curves.NothingToDraw:
+            return draw({self.recipe.name or self.out.name: [self.rows()]}, self.out / CURVE)
+        except NothingToDraw:
             return None
         except Exception as error:
             self.notice(f"no curve was drawn: {error}")

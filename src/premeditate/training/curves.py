@@ -1,0 +1,106 @@
+"""Reward curves of runs, as one picture: a thin line per seed, a thick one for their mean, bands for what is known."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from premeditate.errors import PremeditateError
+from premeditate.files import write_atomic
+
+Rows = Sequence[Mapping[str, Any]]
+"""A run's rows, as `premeditate.training.journal.read` gives them."""
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t at 97.5 %, 1-10 freedoms
+
+
+class NothingToDraw(PremeditateError):
+    """matplotlib is not installed, or there are no held-out figures."""
+
+
+def draw(runs: Mapping[str, Sequence[Rows]], path: Path, *, figure: str | None = None, title: str = "") -> Path:
+    """Draws a held-out figure over the steps, for each of `runs` (label -> its seeds' rows), into a PNG at `path`.
+
+    `figure`: its name, "eval/success.success"; None: the first that the rows hold. A run of one seed gets the interval
+    over its tasks, one of several the 95 % interval of the seeds' mean (Student's t). Raises `NothingToDraw`.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise NothingToDraw(
+            "curves are drawn with matplotlib, which is not installed", "pip install matplotlib"
+        ) from None
+    # Not pyplot: that would choose a display for the whole process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = figure or next(iter(figures(rows for seeds in runs.values() for rows in seeds)), None)
+    curves = {label: [c for c in (curve(rows, figure or "") for rows in seeds) if c] for label, seeds in runs.items()}
+    if figure is None or not any(curves.values()):
+        known = figures(rows for seeds in runs.values() for rows in seeds)
+        raise NothingToDraw(
+            f"no run has the figure {figure}", f"there are {', '.join(known)}" if known else "evaluate it"
+        )
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"font.size": 11}):
+        canvas = FigureCanvasAgg(Figure(figsize=(7.2, 4.4), dpi=140, facecolor="white"))
+        axes = canvas.figure.add_subplot(
+            xlabel="step", ylabel=figure.removeprefix("eval/").replace(".", ": "), title=title, facecolor="white"
+        )
+        for i, (label, seeds) in enumerate(curves.items()):
+            if seeds:
+                _run(axes, label, seeds, f"C{i}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False, loc="best")
+        canvas.figure.savefig(buffer, format="png", bbox_inches="tight")
+    return write_atomic(path, buffer.getvalue(), sync=False)
+
+
+def _run(axes: Any, label: str, seeds: Sequence[Sequence[tuple[int, float, float, float]]], colour: str) -> None:
+    if len(seeds) == 1:
+        steps, values, low, high = zip(*seeds[0], strict=True)
+        axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        return
+    for seed in seeds:
+        axes.plot([p[0] for p in seed], [p[1] for p in seed], color=colour, linewidth=0.8, alpha=0.5)
+    steps, values, low, high = zip(*mean(seeds), strict=True)
+    axes.plot(steps, values, color=colour, linewidth=2.2, marker="o", markersize=3.5,
+              label=f"{label} ({len(seeds)} seeds)")  # fmt: skip
+    axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def figures(runs: Iterable[Rows]) -> list[str]:
+    """The held-out figures that rows hold, in order, without their bounds."""
+    names = [k for rows in runs for row in rows if row.get("kind") == "eval" for k in row if k.startswith("eval/")]
+    return [k for k in dict.fromkeys(names) if not k.endswith(("/low", "/high", "/n")) and k != "eval/coverage"]
+
+
+def curve(rows: Rows, figure: str) -> list[tuple[int, float, float, float]]:
+    """(step, value, low, high) of each evaluation that has the figure; without an interval, low and high are NaN."""
+    found: dict[int, tuple[int, float, float, float]] = {}
+    for row in rows:
+        if row.get("kind") == "eval" and row.get(figure) is not None:
+            low, high = (math.nan if (b := row.get(f"{figure}/{side}")) is None else b for side in ("low", "high"))
+            found[row["step"]] = (row["step"], float(row[figure]), float(low), float(high))
+    return [found[step] for step in sorted(found)]
+
+
+def mean(seeds: Sequence[Sequence[tuple[int, float, float, float]]]) -> list[tuple[int, float, float, float]]:
+    """The mean over at least 2 seeds at the steps that all of them have, with Student's 95 % interval."""
+    at = [{point[0]: point[1] for point in seed} for seed in seeds]
+    found = []
+    for step in sorted(set.intersection(*(set(values) for values in at))):
+        values, n = [v[step] for v in at], len(at)
+        centre = sum(values) / n
+        spread = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1))
+        half = (T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.4 / (n - 1)) * spread / math.sqrt(n)
+        found.append((step, centre, centre - half, centre + half))
+    return found
