@@ -7,6 +7,7 @@ any number of processes makes the update that one would have made.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,10 +79,16 @@ class World:
                 dist.destroy_process_group()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up the gradients of replicated parameters; those of sharded ones were summed in the backward pass."""
+        """Adds up gradients over all processes. Those of sharded parameters were averaged in the backward pass, since
+        gloo knows no other way; they only lack the factor."""
         if self.size == 1:
             return
-        plain = [p for p in parameters if not is_sharded(p)]
+        plain = []
+        for p in parameters:
+            if not is_sharded(p):
+                plain.append(p)
+            elif p.grad is not None:
+                p.grad.mul_(self.size)
         for p in plain:  # a process without an informative group has none
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if plain:
@@ -116,11 +123,11 @@ def shard(transformer: nn.Module, world: World) -> None:
 
     if world.size == 1:
         raise ValueError("there is nothing to shard over; start with torchrun, or give sharding.kind=none")
+    # Blocks return views, and nothing writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.split(":")[0], (world.size,))
     adapters = {p for name, p in transformer.named_parameters() if "lora_" in name}
     blocks = [m for m in transformer.children() if isinstance(m, nn.ModuleList)]
     for part in [block for blocks_ in blocks for block in blocks_] + [transformer]:
         own = {p for p in part.parameters() if p in adapters}
-        module: Any = fully_shard(part, mesh=mesh, ignored_params=own)
-        # The loss is divided by the global count already: gradients are to be summed, not averaged.
-        module.set_gradient_divide_factor(1.0)
+        fully_shard(part, mesh=mesh, ignored_params=own)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from premeditate import presets
 from premeditate.config import dump_config
 from premeditate.datasets.tasks import TaskRow
+from premeditate.engine.pooled import pooled
+from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.panel import Panel, build_panel
 from premeditate.training import checkpoint, export
 from premeditate.training.adapters import FlowAdapter, load_adapter
-from premeditate.training.cache import EncodingCache
+from premeditate.training.cache import EncodingCache, build
 from premeditate.training.data import data_hash, load_rows
 from premeditate.training.distributed import World, shard
 from premeditate.training.flow_policy import FlowPolicy, Tasks
@@ -49,14 +52,15 @@ def train(
         saved = checkpoint.start(out, recipe, resume=resume, say=tell)
         rows = load_rows(recipe.data.train, recipe.data.train_count, recipe.data.seed)
         held_out = _held_out(recipe)
-        panels = [build_panel(recipe.rewards), build_panel(recipe.evaluation.rewards or recipe.rewards)]
+        panels.append(build_panel(recipe.rewards, _reasoner))
+        panels.append(build_panel(recipe.evaluation.rewards or recipe.rewards, _reasoner))
         policy = build_policy(recipe, rows, held_out, world, say=tell)
         journal = (
             Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
             if world.first
             else None
         )
-        parts = Parts(policy, *panels, rows=len(rows), held_out=len(held_out))
+        parts = Parts(policy, panel=panels[0], judge=panels[1], rows=len(rows), held_out=len(held_out))
         trainer = Trainer(recipe, parts, world, out, journal)
         if saved is not None:
             trainer.restore(saved)
@@ -93,10 +97,14 @@ def build_policy(
     return FlowPolicy(recipe, train, evaluation, world)
 
 
+def _reasoner(spec: str) -> Reasoner:
+    """The judge of a reward "reasoner:SPEC"; endpoints behind an address are pooled."""
+    return pooled(presets.load_reasoner(spec))
+
+
 def _encoded(folder: Path, adapter: FlowAdapter, rows: Sequence[TaskRow], world: World, say: Say) -> EncodingCache:
-    """Encoded once, by the first process."""
-    if world.first:
-        EncodingCache.open(folder, adapter, rows, say=say)
+    """Each task encoded once; the processes share the work."""
+    build(folder, adapter, rows, say=say, part=(world.rank, world.size))
     world.wait()
     return EncodingCache.open(folder, adapter, rows)
 
@@ -117,7 +125,8 @@ def _finish(
         values = export.gathered(trainer.policy.module)
     if trainer.journal is not None:
         history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
-        card = {"recipe": dump_config(recipe), "data": data_hash(rows), "tasks": len(rows), "evaluations": history}
+        card = {"recipe": dump_config(recipe), "data": data_hash(rows), "tasks": len(rows), "evaluations": history,
+                "picture": trainer.journal.curve()}  # fmt: skip
         export.write(adapter, folder, recipe, card, values=values)
         trainer.journal.close()
         say(f"exported to {folder}")

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.base import Sample
 from premeditate.rl.flow import Trajectory, compress, sample, window
+from premeditate.rl.losses import Loss
 from premeditate.trace import Task
 from premeditate.training.adapters.base import FlowAdapter
-from premeditate.training.data import prompt_of, sample_seed
+from premeditate.training.data import sample_seed
 from premeditate.training.distributed import World
 from premeditate.training.ema import Ema
+from premeditate.training.errors import TrainingError
 from premeditate.training.lora import merged, reference
 from premeditate.training.objectives import Objective, make_objective
-from premeditate.training.policy import Loss, Place, Policy, Rollout, Rows
+from premeditate.training.policy import Place, Policy, Rollout, Rows
 from premeditate.training.recipe import Recipe
 
 
@@ -59,7 +61,7 @@ class Tasks:
 
     def sample_of(self, i: int, edit: Any, group: str) -> Sample:
         row = self.rows[i]
-        task = Task(id=row.id, images=(), instruction=prompt_of(row), meta=row.meta)
+        task = Task(id=row.id, images=(), instruction=row.instruction, meta=row.meta)
         return Sample(task=task, source=row.images[0], edit=edit, group=group)
 
 
@@ -142,6 +144,11 @@ class FlowPolicy(Policy):
             dynamics=recipe.rollout.dynamics if steps else "ode", noise_level=recipe.rollout.noise_level,
             solver=recipe.rollout.solver, group=members if shared else 1,
         )  # fmt: skip
+        if not trajectory.x.isfinite().all():  # a picture of it would be scored like any other
+            raise TrainingError(
+                f"step {places[0].step + 1}: what the model sampled is not finite",
+                "start again with a lower optimizer.lr, or give model.dtype=float32",
+            )
         images = self.decode(adapter, trajectory.x, [e for _, e, _ in everyone])
         samples = [
             self.train.sample_of(p.row, image, f"{p.step}/{p.index}")
@@ -184,7 +191,7 @@ class FlowPolicy(Policy):
         return self.objective.rows(rollouts, advantages, masks)
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
-        return self.objective.loss(rows, indices) if indices else Loss(self.idle().sum() * 0)
+        return self.objective.loss(rows, indices) if indices else Loss(self.idle().flatten()[:1] * 0, {})
 
     def idle(self) -> Tensor:
         """A forward that takes part in the others' and stands for nothing."""

@@ -35,6 +35,8 @@ from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batc
 from premeditate.training.recipe import Recipe
 from premeditate.training.watch import Tally, Watch
 
+_SMALLER = "start again with a lower optimizer.lr, a lower optimizer.max_grad_norm, or model.dtype=float32"
+
 
 @dataclass
 class Parts:
@@ -142,7 +144,7 @@ class Trainer:
         if share >= self.recipe.min_coverage and share > 0:
             return
         reasons = Counter(reason for found in scores for reason in found.reasons)
-        everywhere = sum(self.world.gather(reasons), Counter())
+        everywhere: Counter[str] = sum(self.world.gather(reasons), Counter())
         why = "; ".join(reason for reason, _ in everywhere.most_common(3)) or "no reason was given"
         raise TrainingError(
             f"step {self.step + 1}: only {share:.0%} of the samples got a reward, less than "
@@ -171,7 +173,7 @@ class Trainer:
         if bad:
             raise TrainingError(
                 f"step {self.step + 1}: the loss or its gradient is not finite (gradient norm {norm})",
-                "lower optimizer.lr or algorithm.clip_range, use model.dtype=float32, and go on with --resume",
+                _SMALLER,
             )
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.optimizer.warmup))
         for group in self.optimizer.param_groups:
@@ -229,7 +231,10 @@ class Trainer:
     # -- keeping it ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """A checkpoint of everything. All processes take part; the first one writes."""
+        """A checkpoint of everything. All processes take part; the first one writes. Raises `TrainingError` for weights
+        that are not finite, so that the newest checkpoint is one to go on with."""
+        if not all(bool(whole(p.detach().isfinite().all())) for p in self.named.values()):
+            raise TrainingError(f"step {self.step}: the weights are not finite", _SMALLER)
         model = {name: whole(p.detach()).cpu() for name, p in self.named.items()}
         optimizer = _mapped(self.optimizer.state_dict(), lambda t: whole(t).cpu())
         extra = {f"policy.{k}": whole(v).cpu() for k, v in self.policy.state().items()}

@@ -15,6 +15,7 @@ from torch import nn
 from premeditate.errors import ModelError
 from premeditate.local import nearest
 from premeditate.training import recipe
+from premeditate.training.errors import TrainingError
 
 
 def add_lora(transformer: Any, lora: recipe.Lora, *, seed: int = 0) -> list[nn.Parameter]:
@@ -62,7 +63,13 @@ def merged(transformer: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             # "Safe" puts a new tensor in the weight's place: the old one is never written to.
-            layer.merge(safe_merge=True)
+            try:
+                layer.merge(safe_merge=True)
+            except ValueError as error:  # the one thing that peft looks at
+                raise TrainingError(
+                    "the LoRA weights are not finite",
+                    "go on from the last checkpoint (--resume), or start again with a lower optimizer.lr",
+                ) from error
         yield
     finally:
         for layer, base, weight in zip(layers, bases, kept, strict=True):

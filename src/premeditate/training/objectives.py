@@ -10,7 +10,7 @@ Rows of all timesteps share forwards, for every row has its own noise level.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from premeditate.rl import losses
 from premeditate.rl.flow import noised, step
-from premeditate.training.policy import Loss, Rollout, Rows, micro_batches
+from premeditate.rl.losses import Loss
+from premeditate.training.policy import Rollout, Rows, micro_batches
 from premeditate.training.recipe import Algorithm
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Objective(ABC):
     def on_policy(self) -> bool:
         """Whether the weights of an update are always those that sampled."""
         return self.policy.recipe.batch.updates == 1 and self.policy.old is None
+
+    def first_update(self, rows: Rows, indices: Sequence[int]) -> bool:
+        batch = self.policy.recipe.batch
+        return all(rows.groups[i] * batch.updates < batch.groups for i in indices)
 
     @abstractmethod
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows: ...
@@ -132,16 +137,19 @@ class Replay(Objective):
         now = step(x, velocity, sigma, sigma_next, dynamics=rollout.dynamics, noise_level=rollout.noise_level,
                    x_next=stack.recorded("nexts")[n, k])  # fmt: skip
         sampled = stack.recorded("log_probs")[n, k]
-        mismatch = (now.log_prob.detach() - sampled).abs()
         # While the weights are those that sampled, the ratio is 1; rounding must not make it another number.
         old = now.log_prob.detach() if self.on_policy else sampled
         if algorithm.name == "grpo-guard":
             mean = now.mean.detach() if self.on_policy else stack.recorded("means")[n, k]
-            found = losses.grpo_guard(now.log_prob, old, now.mean, mean, now.std, stack.advantages[n],
-                                      clip_range=algorithm.clip_range)  # fmt: skip
+            found = losses.grpo_guard(
+                now.log_prob, old, now.mean, mean, now.std, stack.advantages[n], clip_range=algorithm.clip_range,
+                dt=sigma_next - sigma if algorithm.reweight else None, dynamics=rollout.dynamics,
+            )  # fmt: skip
         else:
             found = losses.flow_grpo(now.log_prob, old, stack.advantages[n], clip_range=algorithm.clip_range)
-        values, metrics = found.values, {**found.metrics, "mismatch": mismatch}
+        values, metrics = found.values, dict(found.metrics)
+        if self.first_update(rows, indices):  # later the weights differ, as they should
+            metrics["mismatch"] = (now.log_prob.detach() - sampled).abs()
         if algorithm.kl:
             kl = self.distance(velocity, x, sigma, batch, now.std, sigma_next - sigma, now.mean)
             values, metrics = values + algorithm.kl * kl, metrics | {"kl": kl.detach()}
@@ -214,10 +222,13 @@ class Forward(Objective):
         old = velocity.detach() if rows.old is None else torch.stack([rows.old[i] for i in indices])
         if algorithm.name == "nft":
             adaptive = (x, sigma) if algorithm.adaptive else None
-            found = losses.nft(velocity, old, target, stack.advantages[n], beta=algorithm.beta, adaptive=adaptive)
+            clip = self.policy.recipe.grouping.clip or 1.0
+            found = losses.nft(velocity, old, target, stack.advantages[n], beta=algorithm.beta, clip=clip,
+                               adaptive=adaptive)  # fmt: skip
         else:
+            weight = sigma if algorithm.awm_weight == "sigma" else 1.0
             found = losses.awm(velocity, old, target, stack.advantages[n], clip_range=algorithm.clip_range,
-                               power=algorithm.awm_power)  # fmt: skip
+                               power=algorithm.awm_power, weight=weight)  # fmt: skip
         values, metrics = found.values, dict(found.metrics)
         if algorithm.kl:
             kl = self.distance(velocity, x, sigma, batch)
@@ -269,5 +280,11 @@ class Pairs(Forward):
 
 
 def make_objective(algorithm: Algorithm, policy: FlowPolicy) -> Objective:
-    kinds = {"flow-grpo": Replay, "grpo-guard": Replay, "nft": Forward, "awm": Forward, "dpo": Pairs}
+    kinds: dict[str, Callable[[Algorithm, FlowPolicy], Objective]] = {
+        "flow-grpo": Replay,
+        "grpo-guard": Replay,
+        "nft": Forward,
+        "awm": Forward,
+        "dpo": Pairs,
+    }
     return kinds[algorithm.name](algorithm, policy)

@@ -11,12 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from premeditate.rewards.base import Sample
+from premeditate.rl.losses import Loss
 from premeditate.training.distributed import World
 
 
@@ -53,15 +54,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-
-@dataclass
-class Loss:
-    """`values` [n]: each row's loss, with gradient. `metrics`: detached tensors [n] or single numbers, averaged in the
-    log."""
-
-    values: Tensor
-    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 def micro_batches(keys: Sequence[Hashable], chosen: Sequence[int], most: int, world: World) -> Iterator[Sequence[int]]:

@@ -33,7 +33,8 @@ class Model(Part):
     """The editor that is trained. `base`: a SPEC (preset, folder, hub id). `lora` None: all of the transformer.
 
     `size`: the working area is about size x size. `text_tokens`: prompts are padded to this many tokens, where the
-    model's attention sees padding (FLUX); None: as the pipeline does it; "real": to the longest of the batch.
+    model's attention sees padding (FLUX); None: as the pipeline does it; "real": not padded at all, which costs least
+    and which FLUX was not trained on.
     """
 
     base: str = "micro-base"
@@ -108,7 +109,10 @@ class Algorithm(Part):
     step, "published" (without the step's length, as Flow-GRPO's code) or "velocity" (mean squared difference).
 
     NFT, AWM and DPO train on `timesteps` noise levels of each sample. `beta`: NFT's mixing, DPO's temperature.
-    `old_decay`: NFT's sampling policy follows the trained one with this moving average (0: at once).
+    `adaptive`: NFT compares clean predictions, each error by its own size, as its authors' code does. `old_decay`: NFT
+    and AWM sample with this moving average of the trained weights (0: with the weights themselves). `reweight`:
+    GRPO-Guard divides a step's loss by its length. `awm_power`, `awm_weight`: AWM's error is raised to this power and
+    weighted; its authors' are 0.25 and "sigma".
     """
 
     name: Literal["flow-grpo", "grpo-guard", "nft", "awm", "dpo"] = "flow-grpo"
@@ -119,7 +123,9 @@ class Algorithm(Part):
     timesteps: Count = 2
     adaptive: bool = False
     old_decay: Share = 0.0
+    reweight: bool = False
     awm_power: Positive = 1.0
+    awm_weight: Literal["one", "sigma"] = "one"
 
 
 class Batch(Part):
