@@ -83,7 +83,7 @@ def test_it_learns_what_is_rewarded_and_keeps_a_record(tmp_path: Path, updates: 
 
 
 def test_a_run_goes_on_where_its_checkpoint_stands(tmp_path: Path) -> None:
-    straight = trainer(recipe())
+    straight = trainer(recipe(), out=tmp_path / "straight")
     straight.run(10)
     first = trainer(recipe(), out=tmp_path)
     first.run(5)
@@ -177,8 +177,8 @@ def test_a_reward_that_breaks_its_contract_ends_the_run() -> None:
         trainer(recipe(), lambda samples: [1.0]).train_step()
 
 
-def test_a_run_with_nothing_to_learn_from_ends() -> None:
-    run = trainer(recipe(patience=3), lambda samples: [1.0] * len(samples))
+def test_a_run_with_nothing_to_learn_from_ends(tmp_path: Path) -> None:
+    run = trainer(recipe(patience=3), lambda samples: [1.0] * len(samples), tmp_path)
     with pytest.raises(TrainingError, match=r"in 3 steps no group had rewards that differ.*group_size"):
         run.run(10)
     assert run.step == 2

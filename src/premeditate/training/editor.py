@@ -48,7 +48,7 @@ def train(
     out = Path(recipe.out)
     panels: list[Panel] = []
     try:
-        Geometry.of(recipe, world.size)
+        Geometry.of(recipe, world.size)  # before anything is loaded
         saved = checkpoint.start(out, recipe, resume=resume, say=tell)
         rows = load_rows(recipe.data.train, recipe.data.train_count, recipe.data.seed)
         held_out = _held_out(recipe)

@@ -30,6 +30,7 @@ from premeditate.training.data import Order
 from premeditate.training.distributed import World, whole
 from premeditate.training.ema import Ema
 from premeditate.training.errors import TrainingError
+from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
 from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Recipe
@@ -63,6 +64,7 @@ class Trainer:
             self.named.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
         )
         self.ema = Ema(list(self.named.values()), options.ema) if options.ema else None
+        self.geometry = Geometry.of(recipe, world.size)
         self.order = Order(parts.rows, recipe.batch.groups, recipe.seed)
         self.watch = Watch(recipe.patience)
         self.step = 0
@@ -95,9 +97,8 @@ class Trainer:
         rows = self.policy.rows(rollouts, [a for a, _ in grouped], [m for _, m in grouped])
         self.policy.module.train()
         losses = Tally(self.world)
-        updates = self.recipe.batch.updates
-        for update in range(updates):
-            chosen = [i for i, group in enumerate(rows.groups) if group * updates // self.recipe.batch.groups == update]
+        for update in range(self.geometry.updates):
+            chosen = [i for i, group in enumerate(rows.groups) if self.geometry.update_of(group) == update]
             self._update(rows, chosen, losses)
         self.policy.updated()
         marks.append(time.perf_counter())
@@ -112,10 +113,8 @@ class Trainer:
 
     def _sample(self, marks: list[float]) -> tuple[list[Rollout], list[Scores]]:
         """This process's share of the step's groups, sampled and scored; scoring runs beside the sampling."""
-        world = self.world
-        places = [
-            Place(self.step, i, row) for i, row in enumerate(self.order.at(self.step)) if i % world.size == world.rank
-        ]
+        order = self.order.at(self.step)
+        places = [Place(self.step, i, order[i]) for i in self.geometry.assignment(self.world.rank)]
         self.policy.module.eval()
         rollouts, waiting = [], []
         for rollout in self.policy.sample(places):
