@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tests that start a new interpreter test this tree too, whether or not it is installed.
 _SOURCE = str(Path(__file__).resolve().parent.parent / "src")
@@ -22,6 +23,10 @@ from PIL import Image
 
 from premeditate.store import RunStore
 from premeditate.trace import ImageRef, Started, Task
+
+if TYPE_CHECKING:
+    from premeditate.microworld.tasks import MicroTask
+    from support.command import Install
 
 # A loaded machine is no failure: how long a test may take is pytest-timeout's business.
 settings.register_profile(
@@ -43,6 +48,40 @@ def chromium() -> str:
         if name and (found := shutil.which(name)):
             return found
     pytest.skip("no Chromium: apt-get install chromium, or set PREMEDITATE_CHROMIUM to one")
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test works in a folder of its own, and a model that it did not install is not loaded."""
+    from premeditate import presets
+
+    def none(spec: str, **_: object) -> object:
+        raise AssertionError(f"the model {spec} was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "load_editor", none)
+    monkeypatch.setattr(presets, "load_reasoner", none)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> MicroTask:
+    """An odd-one-out task; its picture is scene.png."""
+    from premeditate.microworld.families import TRAINED
+    from premeditate.microworld.render import render
+    from premeditate.microworld.tasks import sample_task
+
+    found = sample_task(3, "test", family=next(f for f in TRAINED if f.name == "odd_one_out"))
+    render(found.source).save(tmp_path / "scene.png")
+    return found
+
+
+@pytest.fixture
+def models(task: MicroTask, alone: None, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Installs models made of rules under every SPEC: perfect ones, or those given."""
+    from micro_fakes import Oracle, RuleEditor
+    from support.command import install
+
+    return lambda editor=None, reasoner=None: install(monkeypatch, editor or RuleEditor(), reasoner or Oracle([task]))
 
 
 @pytest.fixture

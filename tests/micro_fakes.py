@@ -55,6 +55,22 @@ class RuleEditor:
         return render(scene)
 
 
+class Stubborn(RuleEditor):
+    """Hands every picture back untouched."""
+
+    async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        self.requests.extend(requests)
+        return [EditResult(request.images[0].copy()) for request in requests]
+
+
+class Broken(RuleEditor):
+    """Makes no picture."""
+
+    async def edit(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        self.requests.extend(requests)
+        return [EditResult(None, error="out of memory") for _ in requests]
+
+
 def replace_colour(thing):  # type: ignore[no-untyped-def]
     return thing._replace(colour="gray" if thing.colour != "gray" else "red")
 
@@ -127,4 +143,4 @@ def replace_meta(task: Task, meta: dict) -> Task:  # type: ignore[type-arg]
     return task.model_copy(update={"meta": meta})
 
 
-__all__ = ["Oracle", "RuleEditor", "replace", "strip", "to_task"]
+__all__ = ["Broken", "Oracle", "RuleEditor", "Stubborn", "replace", "strip", "to_task"]

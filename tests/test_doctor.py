@@ -16,8 +16,8 @@ from premeditate import doctor, machine, presets
 from premeditate.doctor import Check
 from premeditate.machine import Device
 from support.chat_server import ChatServer
+from support.command import premeditate
 from support.images_server import ImagesServer
-from test_cli import premeditate
 
 WEIGHTS = Path(presets.EDITORS["micro"].spec).parent
 CPU = Device("cpu", "2 cores", 32.0, machine.DTYPES)
