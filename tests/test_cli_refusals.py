@@ -6,9 +6,6 @@ import os
 import re
 import signal
 import struct
-import subprocess
-import sys
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +20,7 @@ from premeditate.cli.app import app
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.microworld.tasks import MicroTask
 from premeditate.store import RunStore
-from support.command import Install, Outcome, premeditate, premeditate_process
+from support.command import Install, Outcome, premeditate, premeditate_process, signalled
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -193,18 +190,9 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_a_real_process(task: MicroTask, tmp_path: Path, number: signal.Signals) -> None:
     script = SLOW.format(tests=str(Path(__file__).parent))
-    words = ["edit", "scene.png", task.instruction, "--store", "kept"]
-    running = subprocess.Popen(
-        [sys.executable, "-c", script, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stderr is not None
-    assert running.stderr.readline() == "editing\n"
-    running.send_signal(number)
-    began = time.monotonic()
-    _, err = running.communicate(timeout=60)
-    assert time.monotonic() - began < 20
-    assert running.returncode == 130
-    assert err.splitlines() == ["premeditate: interrupted; the record so far: premeditate report kept"]
+    done = signalled(script, "edit", "scene.png", task.instruction, "--store", "kept", cwd=tmp_path, number=number)
+    assert done.code == 130
+    assert done.err.splitlines() == ["premeditate: interrupted; the record so far: premeditate report kept"]
     (trace,) = RunStore.open(tmp_path / "kept")
     assert trace.chains[0].plan is not None
 

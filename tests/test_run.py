@@ -6,9 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from premeditate.microworld.dataset import row
 from premeditate.microworld.tasks import MicroTask, sample_tasks
 from premeditate.remote import EndpointError, Health
 from premeditate.store import RunStore
-from support.command import Install, Outcome, install, premeditate
+from support.command import Install, Outcome, install, premeditate, signalled
 
 N = 6
 pytestmark = pytest.mark.usefixtures("alone")
@@ -236,18 +233,9 @@ main()
 def test_a_signal_stops_it_in_order(models: Install, tmp_path: Path, number: signal.Signals) -> None:
     """Calls in flight are told, what was made is kept, and the line says how to go on."""
     script = SLOW.format(tests=str(Path(__file__).parent), n=N)
-    words = ["run", "list", "-o", "kept", "--concurrency", "1"]
-    running = subprocess.Popen(
-        [sys.executable, "-c", script, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stderr is not None
-    assert running.stderr.readline() == "editing\n"
-    running.send_signal(number)
-    began = time.monotonic()
-    _, err = running.communicate(timeout=60)
-    assert time.monotonic() - began < 20
-    assert running.returncode == 130
-    assert err.splitlines() == [
+    done = signalled(script, "run", "list", "-o", "kept", "--concurrency", "1", cwd=tmp_path, number=number)
+    assert done.code == 130
+    assert done.err.splitlines() == [
         "told to stop",
         f"premeditate: interrupted; 1 of {N} tasks are done; go on with the same command and --resume",
     ]

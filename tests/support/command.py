@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,24 @@ def premeditate_process(*words: object, cwd: Path, **options: Any) -> Outcome:
         **options,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def signalled(script: str, *words: object, cwd: Path, number: signal.Signals) -> Outcome:
+    """What a script came to that was sent a signal as soon as it said "editing"."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    assert running.stderr.readline() == "editing\n"
+    running.send_signal(number)
+    began = time.monotonic()
+    out, err = running.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    return Outcome(running.returncode, out, err)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, editor: object, reasoner: object) -> None:
