@@ -121,11 +121,12 @@ def _finish(
     """Exports what was trained, with averaged weights where there are some."""
     folder = trainer.out / "export"
     history: list[dict[str, Any]] = []
+    shown = recipe.model_copy(update={"out": Recipe().out})  # where it lay is nobody's business
     with trainer.averaged():
         values = export.gathered(trainer.policy.module)
     if trainer.journal is not None:
         history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
-        card = {"recipe": dump_config(recipe), "data": data_hash(rows), "tasks": len(rows), "evaluations": history,
+        card = {"recipe": dump_config(shown), "data": data_hash(rows), "tasks": len(rows), "evaluations": history,
                 "picture": trainer.journal.curve()}  # fmt: skip
         export.write(adapter, folder, recipe, card, values=values)
         trainer.journal.close()

@@ -45,6 +45,10 @@ class Stack:
         return found[0] if found[0].ndim == 1 else torch.cat(found)
 
 
+Stacks = dict[Hashable, tuple[Stack, list[tuple[int, int]]]]
+"""For each shape the stacked samples, and (sample, its group's index in the step) of those to train on."""
+
+
 class Objective(ABC):
     """`stochastic`: its rollouts record steps. `follows`: may sample with a moving average of the trained weights."""
 
@@ -73,12 +77,9 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss: ...
 
-    def stacks(
-        self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]
-    ) -> dict[Hashable, tuple[Stack, list[tuple[int, int]]]]:
-        """For each shape the stacked samples, and (sample, its group's index in the step) of those to train on."""
+    def stacks(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Stacks:
         adapter = self.policy.adapter
-        found: dict[Hashable, tuple[Stack, list[tuple[int, int]]]] = {}
+        found: Stacks = {}
         for key in dict.fromkeys(r.data.key for r in rollouts):
             of = [i for i, r in enumerate(rollouts) if r.data.key == key]
             sampled: list[Sampled] = [rollouts[i].data for i in of]
@@ -95,6 +96,18 @@ class Objective(ABC):
             kept = torch.cat([masks[i] for i in of]).tolist()
             found[key] = stack, [(n, g) for n, (g, keep) in enumerate(zip(indices, kept, strict=True)) if keep]
         return found
+
+    def each(self, stacks: Stacks, count: Callable[[Stack], int]) -> Rows:
+        """A row for each kept sample at each of `count` places: recorded steps, or noise levels."""
+        keys: list[Hashable] = []
+        groups: list[int] = []
+        places: list[tuple[int, int]] = []
+        for key, (stack, kept) in stacks.items():
+            for k in range(count(stack)):
+                keys += [key] * len(kept)
+                groups += [group for _, group in kept]
+                places += [(n, k) for n, _ in kept]
+        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
 
     def distance(self, velocity: Tensor, x: Tensor, sigma: Tensor, batch: Any, std: Tensor | None = None,
                  dt: Tensor | None = None, mean: Tensor | None = None) -> Tensor:  # fmt: skip
@@ -115,16 +128,8 @@ class Replay(Objective):
     stochastic = True
 
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
-        keys: list[Hashable] = []
-        groups: list[int] = []
-        places: list[tuple[int, int]] = []
         stacks = self.stacks(rollouts, advantages, masks)
-        for key, (stack, kept) in stacks.items():
-            for k in range(len(stack.recorded("sigmas"))):
-                keys += [key] * len(kept)
-                groups += [group for _, group in kept]
-                places += [(n, k) for n, _ in kept]
-        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+        return self.each(stacks, lambda stack: len(stack.recorded("sigmas")))
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         algorithm, rollout = self.algorithm, self.policy.recipe.rollout
@@ -162,17 +167,10 @@ class Forward(Objective):
     follows = True
 
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
-        keys: list[Hashable] = []
-        groups: list[int] = []
-        places: list[tuple[int, int]] = []
         stacks = self.stacks(rollouts, advantages, masks)
-        for key, (stack, kept) in stacks.items():
+        for stack, _ in stacks.values():
             self.add_noise(stack)
-            for j in range(self.algorithm.timesteps):
-                keys += [key] * len(kept)
-                groups += [group for _, group in kept]
-                places += [(n, j) for n, _ in kept]
-        rows = Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+        rows = self.each(stacks, lambda stack: self.algorithm.timesteps)
         if not self.on_policy:
             self._remember(rows)
         return rows
