@@ -48,12 +48,16 @@ class ChecklistItem(Record):
 
 
 class Checklist(Record):
+    """`note`: what was left out of it and why, and what it lacks. `edited`: a person changed what the author wrote."""
+
     status: Status = "scored"
     items: tuple[ChecklistItem, ...] = ()
     raw: str = ""
     author: str = ""
     seconds: float = 0.0
     tokens: int = 0
+    note: str = ""
+    edited: bool = False
 
 
 class Plan(Record):
@@ -93,6 +97,19 @@ class Verdict(Record):
     def passed(self) -> bool:
         """True only where every item was scored and answered yes."""
         return self.status == "scored" and bool(self.answers) and all(a.yes is True for a in self.answers)
+
+    @property
+    def weighted(self) -> dict[str, float]:
+        """Mean p(yes) per dimension, in [0, 1]: finer than the share of yes in `scores`, and absent where that is. An
+        answer without a probability counts as 1 or 0."""
+        parts: dict[str, list[Answer]] = {}
+        for answer in self.answers:
+            parts.setdefault(answer.item.dimension, []).append(answer)
+        return {
+            dimension: sum(a.p_yes if a.p_yes is not None else float(a.yes is True) for a in part) / len(part)
+            for dimension, part in sorted(parts.items())
+            if all(a.status == "scored" for a in part)
+        }
 
     @property
     def score(self) -> float | None:
