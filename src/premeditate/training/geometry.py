@@ -10,10 +10,14 @@ groups x group_size samples
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from premeditate.config import ConfigError
 from premeditate.training.recipe import Recipe
+
+REPLAYED = ("flow-grpo", "grpo-guard")
+"""Objectives that train on recorded stochastic steps."""
 
 
 @dataclass(frozen=True)
@@ -109,30 +113,100 @@ def rows_of_group(recipe: Recipe) -> int:
     row is a pair, the best and the worst of the group."""
     if recipe.algorithm.name == "dpo":
         return recipe.algorithm.timesteps
-    replayed = recipe.algorithm.name in ("flow-grpo", "grpo-guard")
-    return recipe.batch.group_size * (len(windows(recipe)[0]) if replayed else recipe.algorithm.timesteps)
+    levels = len(windows(recipe)[0]) if recipe.algorithm.name in REPLAYED else recipe.algorithm.timesteps
+    return recipe.batch.group_size * levels
 
 
 def windows(recipe: Recipe) -> list[tuple[int, ...]]:
-    """The stochastic steps of the first training steps, as far as they differ (at most 8). [()] for an objective that
-    samples with the ODE. Raises `ConfigError` for a window that the steps do not have."""
+    """The stochastic steps of each training step (of the first 1000). () for an objective that samples with the ODE.
+    Raises `ConfigError` for a window that the steps do not have."""
     from premeditate.rl.flow import window
 
-    if recipe.algorithm.name not in ("flow-grpo", "grpo-guard"):
-        return [()]
-    w, found = recipe.rollout.window, list[tuple[int, ...]]()
+    count, w = min(recipe.steps, 1000), recipe.rollout.window
+    if recipe.algorithm.name not in REPLAYED:
+        return [()] * count
     try:
-        for step in range(min(recipe.steps, 1000)):
-            chosen = window(w.kind, recipe.rollout.steps, size=w.size, first=w.first, last=w.last, every=w.every,
-                            iteration=step, seed=recipe.seed)  # fmt: skip
-            if chosen not in found:
-                found.append(chosen)
-            if len(found) == 8 or w.kind in ("all", "fixed"):
-                break
+        return [
+            window(w.kind, recipe.rollout.steps, size=w.size, first=w.first, last=w.last, every=w.every, iteration=step,
+                   seed=recipe.seed) for step in range(count)
+        ]  # fmt: skip
     except ValueError as error:
         what, _, mend = str(error).partition("; ")
         raise ConfigError(f"rollout.window: {what}", mend or "change rollout.window or rollout.steps") from None
-    return found
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """Evaluations of the model in one step over all devices, counted in samples, by phase. A backward counts as two
+    more. `peer`: of the plain loop that makes the same update: every member sampled alone, all steps, adapters
+    unmerged, log-probabilities (or the old velocities) computed anew, NFT and AWM trained at all noise levels.
+
+    Evaluations are shared out among the steps between them. No sample is taken to be masked.
+    """
+
+    phases: Mapping[str, float]
+    peer: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.phases.values())
+
+    def ratio(self, tokens: float = 1, padded: float = 1) -> float:
+        """How many times the work is the plain loop's, where its forwards have `padded` tokens and ours `tokens`."""
+        return sum(self.peer.values()) * padded / (self.total * tokens)
+
+    def table(self) -> list[tuple[str, str]]:
+        """(phase, how many) for people."""
+        rows = [(phase, f"{count:,.0f}") for phase, count in self.phases.items() if count]
+        plain = sum(self.peer.values())
+        return [*rows, ("total", f"{self.total:,.0f}, a plain loop makes {plain:,.0f} ({self.ratio():.2f}x)")]
+
+
+def forwards(recipe: Recipe, *, passes: int = 1, held_out: int | None = None) -> Forwards:
+    """What a step of `recipe` costs. `passes`: 2 with classifier-free guidance. `held_out`: tasks of an evaluation;
+    None: recipe.data.eval_count. Raises `ConfigError` for an impossible window."""
+    batch, rollout, algorithm = recipe.batch, recipe.rollout, recipe.algorithm
+    members, n = batch.group_size, batch.groups * batch.group_size
+    sampled = _mean(_steps_run(recipe))
+    pair = 2 if algorithm.name == "dpo" else 1
+    rows = batch.groups * rows_of_group(recipe) * pair
+    follows = algorithm.name in ("nft", "awm")
+    old = rows if follows and (batch.updates > 1 or algorithm.old_decay > 0) else 0
+    reference = rows if algorithm.kl > 0 or pair == 2 else 0
+    tasks = 0 if recipe.data.eval is None else held_out if held_out is not None else recipe.data.eval_count or 0
+    evaluation = tasks * (recipe.evaluation.steps or rollout.steps) / recipe.evaluation.every
+    trained = n * rollout.steps if follows else rows
+    phases = {
+        "rollout": batch.groups * (sampled[0] * (1 if rollout.share_prefix else members) + sampled[1] * members),
+        "old policy": old, "reference": reference, "update": 3 * rows, "evaluation": evaluation,
+    }  # fmt: skip
+    peer = {
+        "rollout": n * rollout.steps, "old policy": trained, "reference": trained if reference else 0,
+        "update": 3 * trained, "evaluation": evaluation,
+    }  # fmt: skip
+    return Forwards(
+        {name: passes * count for name, count in phases.items()}, {name: passes * count for name, count in peer.items()}
+    )
+
+
+def _steps_run(recipe: Recipe) -> list[tuple[int, int]]:
+    """For each training step, the denoising steps before the window and from there on, as far as they are left."""
+    import torch
+
+    from premeditate.rl.flow import compress
+
+    levels, found = torch.linspace(1, 0, recipe.rollout.steps + 1), dict[tuple[int, ...], tuple[int, int]]()
+    chosen = windows(recipe)
+    for window in set(chosen):
+        left, inside = compress(levels, window, recipe.rollout.compress)
+        before = inside[0] if inside else len(left) - 1
+        found[window] = before, len(left) - 1 - before
+    return [found[window] for window in chosen]
+
+
+def _mean(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    first, second = (sum(pair[k] for pair in pairs) / len(pairs) for k in (0, 1))
+    return first, second
 
 
 def _impossible(groups: int, devices: int, updates: int) -> ConfigError:
