@@ -131,7 +131,7 @@ FLOORS = [
     {"presets"},
     {"engine"},
     {"api"},
-    {"viewer", "benchmarks", "training"},
+    {"viewer", "benchmarks", "training", "serving"},
     {"doctor"},
     {"cli"},
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, doctor, edit, microworld, models, report, run
+from premeditate.cli import bench, doctor, edit, microworld, models, report, rewards, run
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -54,3 +54,4 @@ app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(microworld.app, name="microworld")
+app.add_typer(rewards.app, name="rewards")

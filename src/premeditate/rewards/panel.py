@@ -100,13 +100,24 @@ class Pending:
         except CancelledError:
             raise RuntimeError("the reward panel was closed before it had answered") from None
 
+    async def wait(self) -> Scores:
+        """`result` for coroutines. When cancelled, the scoring is too."""
+        try:
+            return await asyncio.wrap_future(self._future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise RuntimeError("the reward panel was closed before it had answered") from None
+
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
         self._future.cancel()
 
 
 class Panel:
-    """`names`, `weights` [D]: the columns of the reward matrix.
+    """`names`, `weights` [D]: the columns of the reward matrix. `dimensions`: of each reward. `groupwise`: one of them
+    judges groups as a whole.
 
     Samples of one `submit` go to a reward in one call, or in calls of at most its `max_batch`; a reward that is
     `groupwise` gets every group whole, so submit groups whole. Calls of one reward run one after the other, or some at
@@ -123,6 +134,8 @@ class Panel:
             raise ModelError(f"two rewards are called {twice}", "give each a name of its own: rewards.1.name=...")
         self.names = tuple(f"{seat.name}.{dimension}" for seat in self._seats for dimension in seat.dimensions)
         self.weights = tuple(seat.entry.weight for seat in self._seats for _ in seat.dimensions)
+        self.dimensions = {seat.name: seat.dimensions for seat in self._seats}
+        self.groupwise = any(getattr(seat.reward, "groupwise", False) for seat in self._seats)
         self._lane: Lane | None = None
         self._closed = False
 

@@ -3,8 +3,11 @@
 exact                  the micro world's exact verifier
 preservation           PSNR and SSIM outside the changed region
 reasoner:SPEC          a checklist, written and answered by that reasoner (a preset, folder, hub id or address)
+viescore:SPEC          that reasoner's scores from 0 to 10; editscore:SPEC, digits:SPEC and editreward:FOLDER are other
+                       published judges, options stand in brackets (`premeditate.rewards.judges.table`)
 module:attribute       a reward or a verifier, a class or a function without arguments that makes one, or a plain
                        function of samples (`premeditate.rewards.function`)
+http://host:port       the rewards of a server (`premeditate rewards serve`); options: `premeditate.rewards.remote`
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from premeditate.address import is_address
 from premeditate.errors import ModelError, one_line
 from premeditate.local import nearest
 from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.base import Reward, Verifier
 from premeditate.rewards.checklist import ChecklistVerifier
 from premeditate.rewards.function import FunctionReward
+from premeditate.rewards.judges.table import NAMES, is_judge, load_judge
 from premeditate.rewards.verified import VerifiedReward
 
 REWARDS = {
@@ -38,10 +43,17 @@ def load_reward(use: str, load_reasoner: LoadReasoner | None = None) -> Reward:
         if load_reasoner is None:
             raise ModelError(f"the reward {use!r} needs a reasoner, and nothing here opens one", "pass load_reasoner")
         return VerifiedReward(ChecklistVerifier(load_reasoner(use.removeprefix(JUDGE))), name="checklist")
+    if is_address(use):
+        from premeditate.rewards.remote import RemoteReward
+
+        return RemoteReward.load(use)
+    if is_judge(use):
+        return load_judge(use, load_reasoner)
     where = REWARDS.get(use, use)
     if not _ATTRIBUTE.fullmatch(where):
-        close = nearest(use, list(REWARDS))
-        raise ModelError(f"there is no reward {use!r}", f"use {close}, reasoner:SPEC or module:attribute")
+        close = nearest(use, [*REWARDS, *(f"{name}:SPEC" for name in NAMES)])
+        mend = f"use {close}, reasoner:SPEC or module:attribute, or the address of a reward server"
+        raise ModelError(f"there is no reward {use!r}", mend)
     module, _, attribute = where.partition(":")
     try:
         return as_reward(getattr(import_module(module), attribute), use)

@@ -1,0 +1,246 @@
+"""Rewards on another machine: the client of `premeditate rewards serve`.
+
+    http://10.0.0.5:8100?timeout=300&batch=16
+    http://a:8100,http://b:8100               the same rewards on two machines, which share the work
+
+What the server is asked for is asked for until it answers or the time is up; it scores nothing twice (an idempotency
+key goes along). Samples that were not answered for are "unavailable", never 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+from PIL import Image
+from pydantic import ValidationError
+
+from premeditate import images
+from premeditate.address import Address
+from premeditate.errors import ModelError, one_line
+from premeditate.local import check_options
+from premeditate.remote import EndpointError, Http, api_key, read_json
+from premeditate.rewards.base import RewardError, Sample
+from premeditate.rewards.wire import KEY, PROTOCOL, About, Told
+from premeditate.trace import Verdict
+
+OPTIONS = ("name", "key", "timeout", "batch", "parallel", "tries", "wait")
+FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
+"""Seconds before the second try; it doubles up to the longest."""
+PROBE = 30.0
+"""Seconds that a server has to say what it scores."""
+Result = TypeVar("Result")
+
+
+class RemoteReward:
+    """A `premeditate.rewards.base.Reward`. `dimensions` are the server's: those of its reward, or "reward.dimension"
+    where it has several. `name`: what the server calls itself, for records."""
+
+    concurrent = True
+
+    def __init__(
+        self, urls: Sequence[str], *, name: str = "", key: str | None = None, timeout: float = 600.0, batch: int = 16,
+        parallel: int = 4, tries: int = 3, wait: float = 10.0,
+    ) -> None:  # fmt: skip
+        """Asks the server what it scores. `key`: default PREMEDITATE_REWARD_KEY from the environment. `timeout`:
+        seconds for a call with all its tries. `batch`: samples in a call at most; a group that is judged as one is
+        never cut. `parallel`: calls at a time. `tries`: of a call that breaks; one that is only told to come back
+        later comes back until the time is up. `wait`: seconds in which a server that cannot be reached may start.
+        Raises `ModelError`."""
+        for option, number in {"batch": batch, "parallel": parallel, "tries": tries}.items():
+            if type(number) is not int or number < 1:
+                raise ModelError(f"the reward option {option} is {number!r}", "give a whole number of at least 1")
+        for option, seconds in {"timeout": timeout, "wait": wait}.items():
+            if not (isinstance(seconds, int | float) and 0 <= seconds < math.inf) or (
+                option == "timeout" and not seconds
+            ):
+                raise ModelError(f"the reward option {option} is {seconds!r}", "give seconds")
+        if not urls:
+            raise ModelError("there is no reward server", "give at least one address")
+        self._https = [Http(url, api_key=key or api_key(url, KEY)) for url in urls]
+        self.timeout, self.parallel, self.tries = float(timeout), parallel, tries
+        about = _now(self._find_out(float(wait)))
+        self.about, self.dimensions, self.groupwise = about, about.dimensions, about.groupwise
+        self.name = name or about.name
+        self.max_batch: int | None = min(batch, about.items)
+        self._next = 0
+
+    @classmethod
+    def load(cls, spec: str, **options: Any) -> Self:
+        """The reward at an address (the form: `premeditate.address`). `options` come before those in `spec`. Raises
+        `ModelError`."""
+        address = Address.parse(spec)
+        if address.dialect is not None:
+            raise ModelError(f"there is no reward dialect {address.dialect!r}", "leave it out: http://host:port")
+        if address.model is not None:
+            raise ModelError("a reward server has no models to choose from", "leave the # and what follows out")
+        settings = address.settings(options, texts=("name", "key"))
+        settings.pop("model", None)
+        check_options(settings, OPTIONS, "a reward server")
+        return cls(address.urls, **settings)
+
+    async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """One verdict per sample, in order. Raises `RewardError` where the server scores other things than it did."""
+        turns = asyncio.Semaphore(self.parallel)
+
+        async def one(batch: list[int]) -> list[Verdict]:
+            async with turns:
+                return await self._batch([samples[i] for i in batch])
+
+        batches = self._batches(samples)
+        found: dict[int, Verdict] = {}
+        for batch, verdicts in zip(batches, await asyncio.gather(*map(one, batches)), strict=True):
+            found.update(zip(batch, verdicts, strict=True))
+        return [found[i] for i in range(len(samples))]
+
+    async def aclose(self) -> None:
+        for http in self._https:
+            await http.aclose()
+
+    # -- what goes out -------------------------------------------------------------------------------------------------
+
+    def _batches(self, samples: Sequence[Sample]) -> list[list[int]]:
+        units: dict[Any, list[int]] = {}
+        for i, sample in enumerate(samples):
+            units.setdefault(sample.group if self.groupwise and sample.group else i, []).append(i)
+        found: list[list[int]] = []
+        for unit in units.values():
+            if not found or len(found[-1]) + len(unit) > (self.max_batch or len(samples)):
+                found.append([])
+            found[-1] += unit
+        return found
+
+    async def _batch(self, samples: Sequence[Sample]) -> list[Verdict]:
+        start = time.perf_counter()
+        try:
+            told = await self._call(await asyncio.to_thread(_body, samples), len(samples))
+        except EndpointError as error:
+            half = len(samples) // 2
+            if error.status == 413 and half and not self.groupwise:  # too heavy together; one by one they may do
+                return [*await self._batch(samples[:half]), *await self._batch(samples[half:])]
+            seconds = (time.perf_counter() - start) / len(samples)
+            reason = one_line(error, EndpointError)
+            lost = Verdict(status="unavailable", verifier=self.name, reason=reason, seconds=seconds)
+            return [lost] * len(samples)
+        return list(told.results)
+
+    async def _call(self, body: bytes, count: int) -> Told:
+        """Raises `EndpointError` once no try is left."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        until, failures, pause, first = time.monotonic() + self.timeout, 0, FIRST_WAIT, self._next
+        self._next = (first + 1) % len(self._https)
+        while True:
+            http = self._https[(first + failures) % len(self._https)]
+            try:
+                left = max(until - time.monotonic(), 0.001)
+                response = await http.call("POST", "/score", timeout=left, content=body, headers=headers)
+                return self._read(http.host, response, count)
+            except EndpointError as error:
+                failures += error.kind != "busy"
+                rest = until - time.monotonic()
+                wait = pause if error.retry_after is None else max(error.retry_after, 0.01)
+                if error.kind in ("rejected", "denied") or failures >= self.tries or wait >= rest:
+                    raise
+                await asyncio.sleep(wait)
+                pause = min(2 * pause, LONGEST_WAIT)
+
+    # -- what comes back -----------------------------------------------------------------------------------------------
+
+    def _read(self, host: str, response: Any, count: int) -> Told:
+        try:
+            told = Told.model_validate(read_json(host, response))
+        except ValidationError as error:
+            raise EndpointError("garbage", f"{host} sent no scores ({_first(error)})", "check the address") from None
+        if told.dimensions != self.dimensions:
+            raise RewardError(
+                f"{host} now scores {', '.join(told.dimensions)}, not {', '.join(self.dimensions)}",
+                "serve the same rewards as before, or start anew",
+            )
+        if len(told.results) != count:
+            raise EndpointError(
+                "garbage", f"{host} sent {len(told.results)} verdicts for {count} samples", "look into its log"
+            )
+        for verdict in told.results:
+            if not all(d in self.dimensions and math.isfinite(score) for d, score in verdict.scores.items()):
+                raise EndpointError(
+                    "garbage", f"{host} sent a score that is no number or of no dimension", "look into its log"
+                )
+        return told
+
+    async def _find_out(self, wait: float) -> About:
+        """The first server's answer. Raises `EndpointError` where none is there in time."""
+        until, pause = time.monotonic() + wait, FIRST_WAIT
+        try:
+            while True:
+                for http in self._https:
+                    try:
+                        response = await http.call("GET", "/health", timeout=PROBE)
+                        return _about(http.host, read_json(http.host, response))
+                    except EndpointError as error:
+                        lost = error
+                if lost.kind not in ("busy", "unreachable") or time.monotonic() + pause > until:
+                    raise lost
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+        finally:
+            await self.aclose()  # connections do not outlive this loop
+
+
+def _about(host: str, body: dict[str, Any]) -> About:
+    if "protocol" not in body and body.get("status") == "ok":
+        raise EndpointError("denied", f"{host} tells nothing about itself without a key", f"set {KEY}")
+    try:
+        about = About.model_validate(body)
+    except ValidationError as error:
+        raise EndpointError("garbage", f"{host} is no reward server ({_first(error)})", "check the address") from None
+    if about.protocol != PROTOCOL:
+        raise EndpointError(
+            "denied", f"{host} speaks version {about.protocol} of the protocol, not {PROTOCOL}",
+            "run the same version of Premeditate on both machines",
+        )  # fmt: skip
+    return about
+
+
+def _body(samples: Sequence[Sample]) -> bytes:
+    """The request, each picture once. PNG: what the server sees is what there is, to the pixel."""
+    places: dict[int, int] = {}
+    pictures: list[str] = []
+
+    def place(image: Image.Image) -> int:
+        if id(image) not in places:
+            places[id(image)] = len(pictures)
+            pictures.append(base64.b64encode(images.encode(image, compress_level=1)).decode())
+        return places[id(image)]
+
+    asked = [
+        {
+            "id": s.task.id, "instruction": s.task.instruction, "meta": s.task.meta, "group": s.group,
+            "source": place(s.source), "edit": place(s.edit),
+            "checklist": None if s.checklist is None else s.checklist.model_dump(mode="json"),
+        }
+        for s in samples
+    ]  # fmt: skip
+    try:
+        return json.dumps({"images": pictures, "samples": asked}).encode()
+    except (TypeError, ValueError) as error:
+        raise EndpointError(
+            "rejected", f"a task's meta is no JSON ({error})", "keep to numbers, text, lists and mappings"
+        ) from None
+
+
+def _first(error: ValidationError) -> str:
+    one = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+
+
+def _now(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, also where an event loop runs already."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,1 @@
+"""Servers: what this package does, for other machines. Needs the extra `serve`."""
