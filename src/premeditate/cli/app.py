@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, doctor, edit, microworld, models, report, rewards, run
+from premeditate.cli import bench, doctor, edit, microworld, models, report, rewards, run, train
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -50,6 +50,7 @@ def _root(
 app.command("edit", epilog=EPILOG)(edit.edit)
 app.command("run", epilog=EPILOG)(run.run)
 app.command("report")(report.report)
+app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

@@ -232,6 +232,11 @@ def latest(out: Path, *, say: Say = lambda line: None) -> Path | None:
     return None
 
 
+def newest(out: Path) -> int | None:
+    """The step of the newest checkpoint, None where there is none. Whether it is whole is not looked at."""
+    return max(_steps(out / "checkpoints"), default=None)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with the checkpoint at `path`, None if it is whole. Reads all of it."""
     try:

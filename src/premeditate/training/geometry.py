@@ -100,8 +100,8 @@ class Geometry:
         return [
             ("samples a step", f"{self.groups} groups x {self.group_size} = {self.samples}"),
             ("devices", f"{self.devices}, {self.groups_per_device} groups ({self.samples_per_device} samples) each"),
-            ("rollout", f"{self.rollout_forwards} forwards of at most {min(self.forward, self.samples_per_device)} "
-                        "samples at each denoising step"),
+            ("rollout", f"{self.rollout_forwards} forward{'s' * (self.rollout_forwards > 1)} of at most "
+                        f"{min(self.forward, self.samples_per_device)} samples at each denoising step"),
             ("updates", f"{self.updates}, {n} rows on each device "
                         f"({self.groups_per_device // self.updates} groups x {self.rows})"),
             ("accumulation", f"{self.accumulation} micro-batches of at most {self.microbatch} rows"),

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from premeditate.local import pick_device
 from premeditate.training import shadow
 from premeditate.training.geometry import REPLAYED, Geometry, windows
 from premeditate.training.published import Architecture, describe, published
@@ -64,7 +65,7 @@ class MemoryEstimate:
         each = " each" if self.devices > 1 else ""
         rows = [
             ("model", f"{self.model}: {size}"),
-            ("row", f"{self.tokens:,} tokens, {_big(self.flops)} FLOP a forward"),
+            ("row", f"{self.tokens:,} tokens, {big(self.flops)} FLOP a forward"),
         ]
         rows += [(f"  {what}", said(size)) for what, size in self.held.items() if size]
         rows += [(f"+ {what}", said(size)) for what, size in self.phases.items()]
@@ -134,7 +135,7 @@ def estimate(
     if lora is not None and recipe.rollout.merge_lora and not sharded:
         merged = width * sum(a * b for a, b in targeted(layers, lora).values())
     pictures = max(1, min(recipe.batch.forward, DECODED // plan.pixels))
-    runtime = 0 if recipe.model.device == "cpu" else RUNTIME
+    runtime = RUNTIME if pick_device(recipe.model.device).startswith("cuda") else 0
     held = {
         "weights": weights,
         "autoencoder": decoder * width,
@@ -218,7 +219,8 @@ def said(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def _big(number: float) -> str:
+def big(number: float) -> str:
+    """A large number for people, ready for a unit."""
     for unit, one in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= one:
             return f"{number / one:.3g} {unit}"

@@ -1,0 +1,284 @@
+"""premeditate train RECIPE [key.sub=value ...]"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from premeditate.cli.guard import guarded
+from premeditate.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from premeditate.training.recipe import Recipe
+
+LINE = 10.0
+"""Seconds between two lines of progress, where there is no terminal to draw on."""
+SHOWN = 4
+"""Rewards on a line of progress."""
+
+
+@guarded
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Changes of the recipe, as in optimizer.lr=1e-4."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the run [default: the recipe's].", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint (or begin, where there is none).")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and what it costs, and stop.")
+    ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --dry-run: how many [default: those that torchrun starts, else 1].", show_default=False
+        ),
+    ] = None,
+    json_output: AsJson = False,
+) -> None:
+    """Train an editor by reinforcement learning.
+
+    The recipe says everything; the run's folder gets checkpoints, a log, pictures and in the end the trained weights.
+    Killed or interrupted, the same command and --resume goes on from the last checkpoint as if nothing had been. On
+    several devices: torchrun --nproc-per-node N -m premeditate.cli train RECIPE.
+    """
+    from premeditate.config import find_recipe, load_config
+    from premeditate.errors import PremeditateError
+    from premeditate.files import check_writable
+    from premeditate.training.recipe import Recipe
+
+    made = load_config(Recipe, find_recipe(recipe), overrides or [])
+    if out is not None:
+        made = made.model_copy(update={"out": str(out)})
+    if devices is not None and not dry_run:
+        raise PremeditateError("--devices says what --dry-run is to count with", "start several with torchrun")
+    count = devices or int(os.environ.get("WORLD_SIZE", "1"))
+    if dry_run:
+        _dry_run(made, count, json_output)
+        return
+    check_writable(Path(made.out) / "log.jsonl")
+    _train(made, count, resume, json_output, _command(recipe, overrides or [], out))
+
+
+def _command(recipe: str, overrides: list[str], out: Path | None) -> str:
+    """What goes on with the run."""
+    return shlex.join(["premeditate", "train", recipe, *overrides, *(["--out", str(out)] if out else []), "--resume"])
+
+
+def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again: str) -> None:
+    from rich.console import Console
+
+    from premeditate.local import quiet
+    from premeditate.training import trackers
+    from premeditate.training.geometry import Geometry
+
+    # Everything that can be found wrong is found wrong before a model is loaded.
+    trackers.check(recipe.logging.to)
+    Geometry.of(recipe, devices)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    with Progress(recipe, Console(stderr=True), quiet=json_output or not first) as progress:
+        try:
+            from premeditate.training.editor import train
+
+            with quiet("diffusers", "transformers", loading=True):
+                found = train(recipe, resume=resume, say=progress.notice, on_figures=progress.figures)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(Path(recipe.out), again)) from None
+    if not first:
+        return
+    if json_output:
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    else:
+        _show(recipe, found, time.monotonic() - progress.began)
+
+
+def _how_to_go_on(out: Path, again: str) -> str:
+    from premeditate.training.checkpoint import newest
+
+    step = newest(out)
+    if step is None:
+        return "no checkpoint was written yet; the same command begins again"
+    return f"the last checkpoint is of step {step}; go on with: {again}"
+
+
+# -- while it runs ----------------------------------------------------------------------------------------------------
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """A run on a console: a line that changes on a terminal, else one every `LINE` seconds. Evaluations and notices
+    stay. `quiet`: nothing."""
+
+    def __init__(self, recipe: Recipe, console: Console, *, quiet: bool = False) -> None:
+        self.recipe, self.console, self.quiet = recipe, console, quiet
+        self.began = time.monotonic()
+        self._first: tuple[int, float] | None = None  # step and time of the first step of this process
+        self._said = -LINE
+        fancy = not quiet and console.file.isatty() and not console.is_dumb_terminal
+        self.status = console.status("[dim]loading the model[/dim]", spinner="dots") if fancy else None
+
+    def __enter__(self) -> Progress:
+        if self.status:
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self.status:
+            self.status.stop()
+
+    def notice(self, text: str) -> None:
+        from premeditate.cli.progress import line, say
+
+        if not self.quiet:
+            line(self.console, "", say(text), "dim")
+
+    def figures(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+        """A step or an evaluation that is done."""
+        from premeditate.cli.progress import line
+
+        if self.quiet:
+            return
+        if kind == "eval":
+            line(self.console, f"step {step}", "  ".join(evaluated(figures)) or "[dim]nothing was scored[/dim]")
+        elif kind == "step":
+            self._step(step, figures)
+
+    def _step(self, step: int, figures: Mapping[str, float]) -> None:
+        from premeditate.cli.board import duration
+
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        parts = [f"step {step}/{self.recipe.steps}", *stepped(figures)]
+        if step > self._first[0]:
+            pace = (now - self._first[1]) / (step - self._first[0])
+            parts.append(f"{duration(pace * (self.recipe.steps - step))} left")
+        if self.status:
+            self.status.update(f"[dim]{'  '.join(parts)}[/dim]")
+        elif now - self._said >= LINE or step == self.recipe.steps:
+            self._said = now
+            self.console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+
+
+def evaluated(figures: Mapping[str, float]) -> list[str]:
+    """The held-out figures of an evaluation with their intervals."""
+    found = []
+    for name, value in figures.items():
+        if name.startswith("eval/") and not name.endswith(("/low", "/high", "/n")) and name != "eval/coverage":
+            low, high = (figures.get(f"{name}/{side}") for side in ("low", "high"))
+            interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+            found.append(f"{name.removeprefix('eval/')} {value:.3f}{interval}")
+    if figures.get("eval/coverage", 1.0) < 1:
+        found.append(f"{figures['eval/coverage']:.0%} scored")
+    return found
+
+
+def stepped(figures: Mapping[str, float]) -> list[str]:
+    """What matters of a step."""
+    rewards = [f"{k.removeprefix('reward/')} {v:.3f}" for k, v in figures.items() if k.startswith("reward/")]
+    found = rewards[:SHOWN]
+    if "groups/informative" in figures:
+        found.append(f"{figures['groups/informative']:.0%} of groups inform")
+    if figures.get("coverage", 1.0) < 1:
+        found.append(f"{figures['coverage']:.0%} scored")
+    found += [f"{name} {figures[name]:.3g}" for name in ("loss", "kl") if name in figures]
+    if seconds := [v for k, v in figures.items() if k in ("seconds/sample", "seconds/reward", "seconds/update")]:
+        found.append(f"{sum(seconds):.2g} s")
+    return found
+
+
+def _show(recipe: Recipe, found: Mapping[str, Any], seconds: float) -> None:
+    from rich.console import Console
+
+    from premeditate.cli.board import duration
+    from premeditate.cli.progress import line, say
+
+    console = Console()
+    line(console, "trained", f"{found['steps']} steps in {duration(seconds)}")
+    for when in ("before", "after"):
+        figures = {k: v for k, v in found[when].items() if v is not None}
+        line(console, when, "  ".join(evaluated(figures)) or "[dim]no held-out tasks[/dim]")
+    line(console, "export", say(str(found["export"])))
+    line(console, "record", say(str(found["out"])))
+    if recipe.model.lora is not None:
+        option = (
+            f"premeditate edit IMAGE INSTRUCTION --editor {recipe.model.base} --editor-option lora={found['export']}"
+        )
+        line(console, "try", say(option))
+
+
+# -- before it runs ---------------------------------------------------------------------------------------------------
+
+
+def _dry_run(recipe: Recipe, devices: int, json_output: bool) -> None:
+    from rich.console import Console
+
+    from premeditate.config import dump_config
+    from premeditate.errors import ModelError
+    from premeditate.local import quiet
+    from premeditate.training.geometry import Geometry, forwards, windows
+
+    geometry, chosen = Geometry.of(recipe, devices), list(dict.fromkeys(windows(recipe)))
+    console = Console(stderr=True)
+    waiting = console.is_terminal and not json_output
+    unknown, memory, passes = "", None, 1
+    with console.status("[dim]counting[/dim]") if waiting else nullcontext():
+        with quiet("diffusers", "transformers", loading=True):
+            from premeditate.training import memory as estimator
+            from premeditate.training.published import describe
+
+            try:
+                architecture = describe(recipe.model.base)
+                memory = estimator.estimate(recipe, devices=devices, architecture=architecture)
+                passes = estimator.passes(recipe, architecture)
+            except ModelError as error:
+                unknown = str(error)
+    work = forwards(recipe, passes=passes)
+    flops = None if memory is None else memory.flops * work.total
+    if json_output:
+        found = {
+            "recipe": recipe.model_dump(mode="json"), "devices": devices, "windows": chosen,
+            "geometry": {**vars(geometry), "accumulation": geometry.accumulation, "microbatch": geometry.microbatch},
+            "forwards": {**work.phases, "total": work.total, "plain_loop": dict(work.peer), "ratio": work.ratio()},
+            "memory": None if memory is None else estimator.as_json(memory), "flops": flops, "unknown": unknown or None,
+        }  # fmt: skip
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    print(dump_config(recipe))
+    _section("geometry", geometry.table())
+    _section("windows", [("steps", _windows(chosen, recipe))])
+    extra = [] if flops is None else [("work", f"{estimator.big(flops)}FLOP a step, all devices together")]
+    _section("forwards of a step, in samples (a backward counts as two)", [*work.table(), *extra])
+    if memory is None:
+        _section("memory", [("not known", unknown)])
+    else:
+        _section("memory of a device, estimated", memory.table())
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    wide = max(len(label) for label, _ in rows)
+    print(f"# {title}", *(f"#   {label:<{wide}}  {text}" for label, text in rows), "", sep="\n")
+
+
+def _windows(chosen: list[tuple[int, ...]], recipe: Recipe) -> str:
+    if chosen == [()]:
+        return f"none: {recipe.algorithm.name} samples with the ODE, {recipe.rollout.steps} steps"
+    several = ", ".join("-".join(map(str, dict.fromkeys((w[0], w[-1])))) for w in chosen[:8])
+    more = f" and {len(chosen) - 8} more" if len(chosen) > 8 else ""
+    return f"{several}{more} of 0-{recipe.rollout.steps - 1} are stochastic and trained"
