@@ -43,8 +43,8 @@ edit the right answer to every one of them is "yes". There are three kinds:
 - "quality": one way in which the edited picture could look wrong: shapes, edges, light, texture, lettering.
 
 Each question is about one fact, begins with a word such as is, are, does or has, and can be answered by looking. \
-Never speak of the instruction, of a request or of a person who asks. Never ask what, which or how many, and never ask so \
-that "no" would be the right answer ("Has the sky changed?").
+Never speak of the instruction, of a request or of a person who asks. Never ask what, which or how many, and never \
+ask so that "no" would be the right answer ("Has the sky changed?").
 
 {examples}{data}{have}
 

@@ -1,9 +1,9 @@
 """The canary: the same questions about the *unedited* picture, as if it were the edit.
 
 Nothing has been done to it, so whatever the edit had to bring about is not there, and whatever had to stay is. A judge
-that answers yes to a *follow* question says yes to anything, or cannot see what it is asked about, or obeys text that is
-painted in the picture (or the question is true of the original too, and tests nothing). A judge that answers no to a
-*keep* question takes it the wrong way round, or cannot see it either. *Quality* questions prove nothing here.
+that answers yes to a *follow* question says yes to anything, or cannot see what it is asked about, or obeys text that
+is painted in the picture (or the question is true of the original too, and tests nothing). A judge that answers no to
+a *keep* question takes it the wrong way round, or cannot see it either. *Quality* questions prove nothing here.
 
 The outcome belongs to the task and the judge, not to an edit: an exposed item is exposed for every edit of the task, so
 that editors cannot trip it and edits of one task stay comparable.

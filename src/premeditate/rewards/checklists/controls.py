@@ -5,8 +5,8 @@ about the same pictures, of which one is surely yes and the other surely no, mea
 what the painting says answers both alike, and then none of its answers about this picture counts.
 
 Hiding the text for a second look was considered and left out: it needs a detector of text, and whatever the detector
-misses passes while whatever it blurs is another edit. What the controls do not catch: a text that states facts ("this is
-a dog") or speaks of one question only.
+misses passes while whatever it blurs is another edit. What the controls do not catch: a text that states facts ("this
+is a dog") or speaks of one question only.
 """
 
 from __future__ import annotations

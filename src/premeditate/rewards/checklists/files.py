@@ -50,7 +50,7 @@ class Filed:
 
 def write_checklist(path: str | os.PathLike[str], checklist: Checklist, instruction: str, key: str = "") -> Path:
     """Writes a checklist that is scored. Raises `WriteError`."""
-    return write_atomic(path, dump_checklist(checklist, instruction, key).encode())
+    return write_atomic(Path(path), dump_checklist(checklist, instruction, key).encode())
 
 
 def dump_checklist(checklist: Checklist, instruction: str, key: str = "") -> str:

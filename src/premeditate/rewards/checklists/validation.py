@@ -78,8 +78,9 @@ _ORDER = re.compile(
 _WORDS = re.compile(r"\w+(?:['’]\w+)?")
 _EMPTY = frozenset(
     _WORDS.findall(
-        "a an the is are was were be been does do did has have had there it its this that these those of in on at to and"
-        " or with by for from as any all still edited edit picture image photo scene visible shown seen can clearly now"
+        "a an the is are was were be been does do did has have had there it its this that these those of in on at to"
+        " and or with by for from as any all still edited edit picture image photo scene visible shown seen can clearly"
+        " now"
     )
 )
 # Two questions that differ in one of these each are two questions, however long they are.
@@ -153,13 +154,14 @@ def alike(one: str, other: str) -> bool:
 
 def sift(items: Sequence[ChecklistItem], wanted: Wanted | None = None, have: Sequence[ChecklistItem] = ()) -> Sifted:
     """The items of a draft that may stand beside `have`. `wanted`: of a dimension, at most so many are kept, those of
-    `have` counted; None: all."""
+    `have` counted; None: all, and a question may stand in two dimensions, as the author's own kind of list says."""
     kept: list[ChecklistItem] = []
     dropped: list[Dropped] = []
     counts = Counter(item.dimension for item in have)
     for item in items:
         reason = flaw(item)
-        if reason is None and any(alike(item.question, other.question) for other in (*have, *kept)):
+        beside = [o for o in (*have, *kept) if wanted is not None or o.dimension == item.dimension]
+        if reason is None and any(alike(item.question, other.question) for other in beside):
             reason = TWICE
         if reason is None and wanted is not None and counts[item.dimension] >= wanted.get(item.dimension, (0, 0))[1]:
             reason = SURPLUS
