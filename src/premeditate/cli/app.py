@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, doctor, edit, microworld, models, report, rewards, run, train
+from premeditate.cli import bench, checklist, doctor, edit, microworld, models, report, rewards, run, score, train
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -49,6 +49,8 @@ def _root(
 
 app.command("edit", epilog=EPILOG)(edit.edit)
 app.command("run", epilog=EPILOG)(run.run)
+app.command("checklist", epilog=EPILOG)(checklist.checklist)
+app.command("score", epilog=EPILOG)(score.score)
 app.command("report")(report.report)
 app.command("train")(train.train)
 app.command("models")(models.models)
