@@ -37,8 +37,8 @@ Reduction = Literal["average_last", "average_first"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the passes over one sample came to. `votes`: by part, the scores of the passes, 0-10; `scores`: by part, 0-10,
-    without those that too few passes gave. `problem`: of the first answer that could not be read."""
+    """What the passes over one sample came to. `votes`: by part, the scores of the passes, 0-10; `scores`: by part,
+    0-10, without those that too few passes gave. `problem`: of the first answer that could not be read."""
 
     votes: Mapping[str, Votes]
     scores: Mapping[str, float]
@@ -53,7 +53,8 @@ class IntervalJudge:
     score that the judge is asked for. `reduction`: of "overall" over passes.
 
     The edit is shown in the source's size, as the published protocols do. Requests of all samples and passes go to the
-    reasoner in one call. A reasoner of the terse prompt set gives "semantic", "quality" and "overall" only, from 0 to 10.
+    reasoner in one call. A reasoner of the terse prompt set gives "semantic", "quality" and "overall" only, and always
+    from 0 to 10.
     """
 
     def __init__(
@@ -67,10 +68,8 @@ class IntervalJudge:
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
             raise ModelError(f"{name} has the dimensions {list(self.dimensions)}", "give at least one, each once")
         if unknown := [part for part in self.dimensions if part not in known]:
-            what = (
-                f"{reasoner.name} gives no {unknown[0]!r} score" if unknown[0] in PARTS else f"no part {unknown[0]!r}"
-            )
-            raise ModelError(f"{name}: {what}", f"choose from {', '.join(known)}")
+            what = f"{reasoner.name} gives no score" if unknown[0] in PARTS else "there is no part"
+            raise ModelError(f"{name}: {what} {unknown[0]!r}", f"choose from {', '.join(known)}")
         if type(top) is not int or not 1 <= top <= 100:
             raise ValueError(f"the top score is {top!r}; give a whole number from 1 to 100")
         if reduction not in ("average_last", "average_first"):
@@ -81,7 +80,7 @@ class IntervalJudge:
         self.concurrent = bool(getattr(reasoner, "concurrent", False))
 
     async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """One verdict per sample, in order; its reason tells the spread over passes. Raises what the reasoner raises."""
+        """One verdict per sample, in order; its reason tells the spread over passes. Raises what the reasoner does."""
         start = time.perf_counter()
         judgements = await self.judge(samples)
         seconds = (time.perf_counter() - start) / max(1, len(samples))

@@ -4,9 +4,9 @@
     *.safetensors                  the model's weights and rm_heads.head_0.*, rm_heads.head_1.* (see below)
     premeditate.json               settings, all of them optional (see `Settings`)
 
-A head is linear layers with ReLU between them: `rm_heads.head_I.J.weight` [out, in] and `.bias` [out], J ascending; the
-published ones are J = 0, 3, 5 with hidden -> 1024 -> 16 -> 2. Head 0 judges how the instruction was followed, head 1 how
-good the picture looks. The two outputs are mu and log sigma.
+A head is linear layers with ReLU between them: `rm_heads.head_I.J.weight` [out, in] and `.bias` [out], J ascending;
+the published ones are J = 0, 3, 5 with hidden -> 1024 -> 16 -> 2. Head 0 judges how the instruction was followed, head
+1 how good the picture looks. The two outputs are mu and log sigma.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEY = re.compile(r"(?:.*\.)?rm_heads\.head_(\d+)\.(\d+)\.(weight|bias)")
 _SINGLE = re.compile(r"(?:.*\.)?rm_head\..*")
 PUBLISHED_POSITIONS = {"qwen2_5_vl": "plain", "qwen3_vl": "mrope"}
 """How tokens were numbered in the published training, by model type. That of Qwen2.5-VL hands the decoder embeddings
-without the pictures' grids, so every token, of a picture too, counts one; that of Qwen3-VL gives each patch its place."""
+without the pictures' grids, so every token, of a picture too, counts one; that of Qwen3-VL gives patches places."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,14 @@ class Settings:
             text = getattr(settings, name)
             for mark in ("{instruction}", "{reward}"):
                 if not isinstance(text, str) or text.count(mark) != 1:
-                    raise ModelError(
-                        f"{folder}: the prompt {name!r} does not have {mark} once", "mend premeditate.json"
-                    )
+                    raise ModelError(f"{folder}: the prompt {name!r} needs {mark} once", "mend premeditate.json")
             if text.index("{reward}") < text.index("{instruction}"):
                 raise ModelError(f"{folder}: the prompt {name!r} has {{reward}} before {{instruction}}",
                                  "put it behind: the head sees only what stands before it")  # fmt: skip
         for name in ("pixels", "max_batch"):
-            if type(getattr(settings, name)) is not int or getattr(settings, name) < 1:
-                raise ModelError(
-                    f"{folder}: {name} is {getattr(settings, name)!r}", "give a whole number of at least 1"
-                )
+            value = getattr(settings, name)
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{folder}: {name} is {value!r}", "give a whole number of at least 1")
         if settings.positions not in (None, "plain", "mrope"):
             raise ModelError(f"{folder}: positions is {settings.positions!r}", 'give "plain" or "mrope"')
         if not isinstance(settings.token, str) or not settings.token.strip():
@@ -149,8 +146,8 @@ def _matching(path: Path) -> list[tuple[str, Tensor]]:
 
 
 def reward_token(tokenizer: Any, token: str, rows: int) -> int:
-    """The id of the reward token. Where the tokenizer lacks it and the model has exactly one row more than the tokenizer
-    has tokens, that row is its own (the published training appends the token so). Raises `ModelError`."""
+    """The id of the reward token. Where the tokenizer lacks it and the model has exactly one row more than the
+    tokenizer has tokens, that row is its own (the published training appends the token so). Raises `ModelError`."""
     if token not in tokenizer.get_vocab():
         if rows != len(tokenizer) + 1:
             raise ModelError(

@@ -49,7 +49,8 @@ def is_judge(use: str) -> bool:
 
 
 def load_judge(use: str, load_reasoner: Callable[[str], Reasoner] | None = None) -> Reward:
-    """The judge that `use` names. `load_reasoner(SPEC)` opens the reasoner of those that ask one. Raises `ModelError`."""
+    """The judge that `use` names. `load_reasoner(SPEC)` opens the reasoner of those that ask one. Raises
+    `ModelError`."""
     match = _USE.fullmatch(use)
     if match is None:
         raise ModelError(f"{use!r} names no judge", f"use NAME:SPEC with one of {', '.join(NAMES)}")
