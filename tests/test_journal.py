@@ -332,6 +332,14 @@ def test_curves_of_several_runs_and_seeds(tmp_path: Path) -> None:
     assert {(31, 119, 180), (255, 127, 14)} <= colours(picture).keys()  # a line of each run
 
 
+def test_a_single_run_shows_all_its_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [{"kind": "eval", "step": s, "eval/a.a": s / 9, "eval/a.b": 0.5, "eval/c": 1 - s / 9} for s in range(4)]
+    found = colours(images.load(draw({"run": [rows]}, tmp_path / "c.png")))
+    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= found.keys()
+    assert (255, 127, 14) not in colours(images.load(draw({"run": [rows]}, tmp_path / "c.png", figure="eval/c")))
+
+
 def test_a_curve_takes_what_was_measured() -> None:
     rows = [*evaluated([0.1, 0.5]), {"kind": "eval", "step": 20, "eval/success": None}, {"kind": "eval", "step": 30}]
     assert curve(rows, "eval/success") == [(0, 0.1, 0.0, 0.2), (10, 0.5, 0.4, 0.6)]
@@ -362,7 +370,7 @@ def test_a_journal_draws_its_curve(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NothingToDraw, match="there are eval/success"):
         draw({"a": [evaluated([0.5])]}, tmp_path / "c.png", figure="eval/other")
-    with pytest.raises(NothingToDraw, match="evaluate it"):
+    with pytest.raises(NothingToDraw, match="no run has been evaluated; evaluate it"):
         draw({"a": [[]]}, tmp_path / "c.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(NothingToDraw, match="pip install matplotlib"):

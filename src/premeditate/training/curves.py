@@ -21,10 +21,11 @@ class NothingToDraw(PremeditateError):
 
 
 def draw(runs: Mapping[str, Sequence[Rows]], path: Path, *, figure: str | None = None, title: str = "") -> Path:
-    """Draws a held-out figure over the steps, for each of `runs` (label -> its seeds' rows), into a PNG at `path`.
+    """Draws held-out figures over the steps, for each of `runs` (label -> its seeds' rows), into a PNG at `path`.
 
-    `figure`: its name, "eval/success.success"; None: the first that the rows hold. A run of one seed gets the interval
-    over its tasks, one of several the 95 % interval of the seeds' mean (Student's t). Raises `NothingToDraw`.
+    `figure`: its name, "eval/success.success"; None: all of a single run's, the first of several. A run of one seed
+    gets the interval over its tasks, one of several the 95 % interval of the seeds' mean (Student's t). Raises
+    `NothingToDraw`.
     """
     try:
         import matplotlib
@@ -37,30 +38,38 @@ def draw(runs: Mapping[str, Sequence[Rows]], path: Path, *, figure: str | None =
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = figure or next(iter(figures(rows for seeds in runs.values() for rows in seeds)), None)
-    curves = {label: [c for c in (curve(rows, figure or "") for rows in seeds) if c] for label, seeds in runs.items()}
-    if figure is None or not any(curves.values()):
-        known = figures(rows for seeds in runs.values() for rows in seeds)
-        raise NothingToDraw(
-            f"no run has the figure {figure}", f"there are {', '.join(known)}" if known else "evaluate it"
-        )
+    known = figures(rows for seeds in runs.values() for rows in seeds)
+    wanted = known[: len(known) if len(runs) == 1 else 1] if figure is None else [figure]
+    lines = {(label, name): [c for rows in seeds if (c := curve(rows, name))]
+             for label, seeds in runs.items() for name in wanted}  # fmt: skip
+    if not any(lines.values()):
+        missing = f"no run has the figure {figure}" if figure else "no run has been evaluated"
+        raise NothingToDraw(missing, f"there are {', '.join(known)}" if known else "evaluate it")
     buffer = io.BytesIO()
     with matplotlib.rc_context({"font.size": 11}):
         canvas = FigureCanvasAgg(Figure(figsize=(7.2, 4.4), dpi=140, facecolor="white"))
+        single = len(wanted) == 1
         axes = canvas.figure.add_subplot(
-            xlabel="step", ylabel=figure.removeprefix("eval/").replace(".", ": "), title=title, facecolor="white"
-        )
-        for i, (label, seeds) in enumerate(curves.items()):
+            xlabel="step", ylabel=_named(wanted[0]) if single else "held-out tasks", facecolor="white",
+            title=title or ("" if single else next(iter(runs))),
+        )  # fmt: skip
+        for i, ((label, name), seeds) in enumerate(lines.items()):
             if seeds:
-                _run(axes, label, seeds, f"C{i}")
+                _run(axes, label if single else _named(name), seeds, f"C{i}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        axes.legend(frameon=False, loc="best")
+        axes.legend(frameon=False, loc="best" if single else "center left", bbox_to_anchor=None if single else (1, 0.5))
         canvas.figure.savefig(buffer, format="png", bbox_inches="tight")
     return write_atomic(path, buffer.getvalue(), sync=False)
+
+
+def _named(figure: str) -> str:
+    """A figure's name for people: "success" for "eval/success.success"."""
+    reward, _, dimension = figure.removeprefix("eval/").partition(".")
+    return reward if dimension in ("", reward) else f"{reward}: {dimension}"
 
 
 def _run(axes: Any, label: str, seeds: Sequence[Sequence[tuple[int, float, float, float]]], colour: str) -> None:

@@ -123,10 +123,13 @@ def _read(where: str, name: str) -> dict[str, Any] | None:
     if not path.is_file():
         if Path(where).is_dir():
             return None
-        from huggingface_hub import try_to_load_from_cache
+        from transformers.utils import cached_file
 
-        found = try_to_load_from_cache(where, name)
-        if not isinstance(found, str):
+        found = cached_file(
+            where, name, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        if found is None:
             return None
         path = Path(found)
     value = json.loads(path.read_bytes())
