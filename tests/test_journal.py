@@ -111,6 +111,13 @@ def test_one_process_writes_a_run(tmp_path: Path) -> None:
     assert start(tmp_path, recipe(), resume=False, say=pytest.fail) is None
 
 
+def test_a_run_that_failed_may_be_tried_again_in_the_same_process(tmp_path: Path) -> None:
+    failed = Journal(tmp_path, recipe())  # still held by a traceback, say
+    assert start(tmp_path, recipe(), resume=True, say=lambda line: None) is None
+    Journal(tmp_path, recipe()).close()
+    failed.close()
+
+
 def test_a_closed_journal_lets_go_of_its_folder(tmp_path: Path) -> None:
     Journal(tmp_path, recipe()).close()
     Journal(tmp_path, recipe()).close()

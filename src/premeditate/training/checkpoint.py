@@ -27,9 +27,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from premeditate.errors import StoreError, WriteError
+from premeditate.eventlog import Writer
 from premeditate.files import write_error
 from premeditate.store import versions
 from premeditate.training.errors import TrainingError
+from premeditate.training.journal import LOG
 from premeditate.training.recipe import Recipe
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -208,7 +210,8 @@ def start(out: Path, recipe: Recipe, *, resume: bool, say: Say) -> Saved | None:
 
 def _check_idle(out: Path) -> None:
     """Every process of a run asks, before the first of them claims the folder for its journal: so a shared lock."""
-    if sys.platform == "win32" or not (out / "lock").exists():
+    mine = os.path.realpath(out / LOG) in Writer._open  # of a run in this process that failed, and was not closed
+    if sys.platform == "win32" or mine or not (out / "lock").exists():
         return
     import fcntl
 
