@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,16 @@ def test_the_tiny_reasoner_tells_an_edit_from_none() -> None:
     both = [(a.scores["overall"], b.scores["overall"])
             for a, b in zip(verdicts[::2], verdicts[1::2], strict=True) if a.scores and b.scores]  # fmt: skip
     assert sum(a > b for a, b in both) > sum(a < b for a, b in both)
+
+
+def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "judges.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["scored", "scored"] and float(lines[0][1]) > float(lines[1][1])
+    for use in re.findall(r"use: (\S+)", text)[:3]:
+        assert isinstance(load_reward(use, lambda spec: fixed("", "")), Reward)
 
 
 def test_a_server_that_only_samples_is_refused_by_digits_and_read_by_viescore() -> None:
