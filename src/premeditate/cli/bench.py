@@ -1,4 +1,4 @@
-"""premeditate bench run"""
+"""premeditate bench run, premeditate bench rewards"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from premeditate.cli.bench_rewards import rewards
 from premeditate.cli.guard import guarded
 from premeditate.cli.options import AsJson, Chains, MaxRounds, Spec, Stepwise, Strategy, Verifier
 
@@ -19,9 +20,7 @@ Benchmark = Literal["microworld"]
 Split = Literal["test", "ood", "ood-family", "ood-combo", "train"]
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps `run` a subcommand."""
+app.command("rewards")(rewards)
 
 
 @app.command("run")
