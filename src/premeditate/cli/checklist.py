@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,16 +111,16 @@ async def _write(model: Reasoner, subject: Subject, options: dict[str, Any], che
     return written
 
 
-def with_reasoner(spec: str, pictures: Sequence[Any], timeout: float | None, work: Any) -> Any:
+def with_reasoner(spec: str | None, pictures: Sequence[Any], timeout: float | None, work: Any) -> Any:
     """What `work(reasoner)`, a coroutine, gives; the reasoner is loaded, asked whether the pictures are any good to it,
-    and closed afterwards."""
-    from premeditate import api, presets
+    and closed afterwards. None: there is none."""
+    from premeditate import presets
     from premeditate.engine.pool import Policy
     from premeditate.engine.pooled import pooled
 
-    model: Any = pooled(presets.load_reasoner(spec), Policy(timeout=timeout))
+    model: Any = None if spec is None else pooled(presets.load_reasoner(spec), Policy(timeout=timeout))
     for picture in pictures:
-        api.check_source([model], picture)
+        check_picture(spec, model, picture)
 
     async def run() -> Any:
         try:
@@ -128,6 +129,24 @@ def with_reasoner(spec: str, pictures: Sequence[Any], timeout: float | None, wor
             await close(model)
 
     return asyncio.run(run())
+
+
+class _Domain:
+    """What a preset says of the pictures that its models know."""
+
+    def __init__(self, where: str) -> None:
+        module, _, attribute = where.partition(":")
+        self.check = getattr(import_module(module), attribute)
+
+
+def check_picture(spec: str | None, model: Any, picture: Any) -> None:
+    """Raises `ImageError` for a picture that the model knows nothing about. A tiny reasoner says something about any
+    picture, and cannot tell by itself; it was trained on the pictures of the editor that has its name."""
+    from premeditate import api, presets
+
+    twin = presets.EDITORS.get(spec or "")
+    where = None if twin is None else twin.options.get("domain")
+    api.check_source([model, *([_Domain(where)] if isinstance(where, str) else [])], picture)
 
 
 async def close(model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -76,8 +76,9 @@ def score(
         raise PremeditateError("without a verifier there is nothing to score", "leave --verifier out, or name one")
     filed = None if checklist is None else read_checklist(checklist)
     judge = {"k": votes, "canary": canary, "explain": explain}
+    # Who neither writes nor answers is not loaded.
     outcome = writing.with_reasoner(
-        reasoner, pictures[:1], timeout,
+        reasoner if verifier == "reasoner" or filed is None else None, pictures[:1], timeout,
         lambda model: _score(model, pictures, instruction, verifier, filed, judge, timeout),
     )  # fmt: skip
     verdict = outcome.verdict
@@ -95,7 +96,7 @@ def score(
 
 
 async def _score(
-    model: Reasoner, pictures: tuple[Image.Image, Image.Image], instruction: str, spec: str, filed: Filed | None,
+    model: Reasoner | None, pictures: tuple[Image.Image, Image.Image], instruction: str, spec: str, filed: Filed | None,
     options: dict[str, Any], timeout: float | None,
 ) -> Outcome:  # fmt: skip
     from premeditate import api
@@ -104,10 +105,11 @@ async def _score(
     from premeditate.rewards.checklist import ChecklistVerifier
     from premeditate.trace import Task
 
-    judge = api.load_verifier(spec, model, Policy(timeout=timeout))
+    judge = api.load_verifier(spec, cast("Reasoner", model), Policy(timeout=timeout))
     assert judge is not None
     if isinstance(judge, ChecklistVerifier):
         judge = ChecklistVerifier(judge.reasoner, **options)
+        writing.check_picture(None if spec == "reasoner" else spec, judge.reasoner, pictures[0])
     elif options["canary"]:
         raise PremeditateError(f"the verifier {spec} has no canary", "leave --canary out, or name a reasoner as judge")
     notes = _notes(pictures, instruction, filed)
@@ -115,6 +117,7 @@ async def _score(
     try:
         written = None if filed is None else filed.checklist
         if written is None and judge.wants_checklist(task):
+            assert model is not None
             written = await _written(model, pictures[0], instruction)
         sample = Sample(task, *pictures, written)
         (verdict,) = await judge.verify([sample])
