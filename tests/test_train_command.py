@@ -114,6 +114,7 @@ def test_a_run_that_cannot_go_on(tmp_path: Path, trained: list[dict[str, Any]]) 
         (["batch.grups=3"], "there is no key batch.grups; did you mean batch.groups?"),
         (["batch.groups=3", "batch.updates=2"], "nearest: batch.groups=2 or batch.groups=4, or batch.updates=1"),
         (["rollout.window={kind: fixed}"], "rollout.window: "),
+        (["sharding.kind=fsdp"], "this is one; start with torchrun"),
         (["rollout.noise_level=0"], "flow-grpo needs noise"),
         (["--devices", "2"], "--devices says what --dry-run is to count with"),
         (["logging.to=[wandb]"], "pip install 'premeditate[wandb]'"),

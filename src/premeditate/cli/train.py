@@ -84,6 +84,7 @@ def _command(recipe: str, overrides: list[str], out: Path | None) -> str:
 def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again: str) -> None:
     from rich.console import Console
 
+    from premeditate.errors import PremeditateError
     from premeditate.local import quiet
     from premeditate.training import trackers
     from premeditate.training.geometry import Geometry
@@ -91,6 +92,11 @@ def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again:
     # Everything that can be found wrong is found wrong before a model is loaded.
     trackers.check(recipe.logging.to)
     Geometry.of(recipe, devices)
+    if recipe.sharding.kind != "none" and devices == 1:
+        raise PremeditateError(
+            "sharding.kind=fsdp splits weights over several devices, and this is one",
+            "start with torchrun --nproc-per-node N -m premeditate.cli train ..., or give sharding.kind=none",
+        )
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
     with Progress(recipe, Console(stderr=True), quiet=json_output or not first) as progress:
         try:

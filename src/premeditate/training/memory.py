@@ -221,7 +221,7 @@ def said(size: float) -> str:
 
 def big(number: float) -> str:
     """A large number for people, ready for a unit."""
-    for unit, one in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+    for unit, one in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= one:
             return f"{number / one:.3g} {unit}"
     return f"{number:g} "
