@@ -154,6 +154,16 @@ def test_batches_do_not_matter(folder: Path, reward: EditReward) -> None:
     assert score(reward) == [] and (reward.max_batch, alone.max_batch) == (8, 1)
 
 
+def test_half_precision_and_silence(folder: Path, reward: EditReward, capfd: pytest.CaptureFixture[str]) -> None:
+    half = EditReward.load(folder, dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16 and {p.dtype for h in half.heads for p in h.parameters()} == {
+        torch.float32
+    }
+    near, exact = believe(half, sample(A, B))[0], believe(reward, sample(A, B))[0]
+    assert near.mu == pytest.approx(exact.mu, abs=0.25) and near.mu != exact.mu
+    assert capfd.readouterr() == ("", "")
+
+
 def test_pictures_of_any_mode_and_size_are_read(reward: EditReward) -> None:
     odd = picture(50, 21).convert("RGBA")
     (verdict,) = score(reward, sample(odd, odd.convert("L")))
