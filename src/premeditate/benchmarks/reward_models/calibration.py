@@ -74,8 +74,8 @@ def reliability(
         raise ValueError(f"probabilities are from {known[0][0]:g} to {known[-1][0]:g}; give them in [0, 1]")
     edges = _edges([p for p, _ in known], bins, by)
     found = []
-    for low, high in pairwise(edges):
-        part = [(p, t) for p, t in known if low <= p and (p < high or high == edges[-1])]
+    for k, (low, high) in enumerate(pairwise(edges), 2):
+        part = [(p, t) for p, t in known if low <= p and (p < high or k == len(edges))]
         if part:
             found.append(Bin(low, high, sum(p for p, _ in part) / len(part), Rate.of(t for _, t in part)))
     brier = sum((p - t) ** 2 for p, t in known) / len(known) if known else None

@@ -51,8 +51,9 @@ def spread(scores: Any) -> Spread:
     if not used.any():
         return Spread(None, None, 0, missing, total)
     values, k = matrix[:, used], count[used]
-    means = np.nanmean(values, axis=0)
-    squares = np.nansum((values - means) ** 2, axis=0)
+    shift = np.nanmax(values, axis=0)  # equal scores have a variance of exactly 0
+    offsets = np.nanmean(values - shift, axis=0)
+    means, squares = shift + offsets, np.nansum((values - shift - offsets) ** 2, axis=0)
     within = float(squares.sum() / (k - 1).sum())
     between = None
     if len(k) >= 2:  # one-way analysis of variance, for unequal numbers of repeats
