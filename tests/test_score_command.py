@@ -15,6 +15,7 @@ from premeditate.microworld.render import render
 from premeditate.microworld.scene import CELL_NAMES
 from premeditate.microworld.tasks import MicroTask
 from premeditate.reasoners.base import ChatRequest, Completion
+from support.chat_server import ChatServer
 from support.command import Install, premeditate
 from support.rewards import noise
 
@@ -230,6 +231,32 @@ def test_pictures_of_different_sizes_are_pointed_out(models: Install, pictures: 
     noise(80, 60).save("large.png")
     done = premeditate("score", pictures[0], "large.png", "melt it", "--json")
     assert done.json["notes"] == ["the edit is 80 x 60 pixels, the source 64 x 64"]
+
+
+def test_a_judge_behind_an_address(
+    pictures: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes and answers over HTTP; a picture that is no scene is nothing special to it."""
+    monkeypatch.chdir(tmp_path)
+    noise(80, 60).save("photo.png")
+    noise(80, 60, seed=4).save("edited.png")
+    with ChatServer("logprobs") as server:
+        server.reply = lambda body: json.dumps({"items": ITEMS}) if "write the test" in str(body) else "It is there."
+        words = ("photo.png", "edited.png", "melt it", "--reasoner", server.url, "--verifier", "reasoner", "--json")
+        done = premeditate("score", *words)
+        assert done.code == 0 and {a["p_yes"] for a in done.json["answers"]} == {0.75}
+        assert done.json["answers"][0]["evidence"].startswith("It is there. (label probabilities")
+        assert done.json["checklist"]["author"] == "tiny" and done.json["tokens"] > 0
+        exposed = premeditate("score", *words, "--canary")
+        assert exposed.code == 5 and "control question" in exposed.json["error"]
+        # The judge alone is asked where the checklist is there already.
+        Path("list.json").write_text(json.dumps(ITEMS))
+        judged = ("--checklist", "list.json", "--verifier", server.url, "--no-explain", "--json")
+        server.forget()
+        assert premeditate("score", "photo.png", "edited.png", "melt it", *judged).code == 0
+        assert not any("write the test" in str(body) for body in server.bodies)
+    gone = premeditate("score", *words)
+    assert gone.code == 5 and gone.json["error"]
 
 
 # -- with the tiny reasoner of the package ----------------------------------------------------------------------------
