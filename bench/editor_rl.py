@@ -125,9 +125,10 @@ def same_start(rows: Sequence[TaskRow], panel: Panel) -> dict[str, float]:
     for mine, its in zip(ours.trainer.named.values(), theirs.trained, strict=True):
         its.data.copy_(mine.data)
     result, figures = theirs.grpo(first, later), ours.step()
+    gradient = torch.cat([p.grad.flatten() for p in ours.trainer.named.values() if p.grad is not None])
     return {
         "loss": abs(result.loss - figures["loss"]),
-        "gradient": abs(result.gradient - figures["gradient_norm"]) / result.gradient,
+        "gradient": float((gradient - result.gradient).norm() / result.gradient.norm()),
         "replay": figures["mismatch"],
     }
 

@@ -63,10 +63,10 @@ def build_kontext(seed: int = 0) -> Any:
 
 @dataclass
 class Result:
-    """`loss`: of the first update. `gradient`: its norm."""
+    """`loss`: of the first update. `gradient`: of all trained weights, before it is cut to its norm."""
 
     loss: float
-    gradient: float
+    gradient: Tensor
     x: Tensor
 
 
@@ -144,10 +144,11 @@ class PeerLoop:
                 found.append({"c": c, "x": x, "record": record, "reward": brightness(self._decode(x))})
         return found
 
-    def _update(self) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, 1.0))
+    def _update(self) -> Tensor:
+        gradient = torch.cat([p.grad.flatten() for p in self.trained if p.grad is not None])
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
-        return norm
+        return gradient
 
     def grpo(self, start: Sequence[Tensor], noise: Sequence[Tensor]) -> Result:
         batches = self._sample(start, noise, TRAINED)

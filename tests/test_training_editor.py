@@ -73,7 +73,8 @@ def test_replayed_steps_are_as_probable_as_when_they_were_sampled(panel: Panel, 
 def test_the_size_of_a_forward_changes_nothing(panel: Panel, name: str) -> None:
     found = []
     for forward in (1, 4, 64):
-        run = trainer(recipe(algorithm={"name": name, "kl": 0.1}, batch={"forward": forward}), panel)
+        kl = {} if name == "dpo" else {"kl": 0.1, "kl_kind": "velocity"}
+        run = trainer(recipe(algorithm={"name": name, **kl}, batch={"forward": forward}), panel)
         (figures,) = steps(run, 1)
         found.append((torch.cat([p.grad.flatten() for p in run.named.values() if p.grad is not None]), figures["loss"]))
     for gradient, loss in found[1:]:
@@ -165,15 +166,28 @@ def test_what_is_not_finite_ends_the_run_and_is_not_kept(panel: Panel, tmp_path:
     [
         {"algorithm": {"name": "flow-grpo", "kl": 0.1}, "sharding": {"kind": "none"}},
         {"algorithm": {"name": "flow-grpo", "kl": 0.1}, "sharding": {"kind": "fsdp"}},
-        {"algorithm": {"name": "nft"}, "model": {"lora": None}, "sharding": {"kind": "fsdp"}},
+        {
+            "algorithm": {"name": "nft", "kl": 0.1, "kl_kind": "velocity", "old_decay": 0.5},
+            "model": {"lora": None},
+            "optimizer": {"ema": 0.9},
+            "sharding": {"kind": "fsdp"},
+        },
+        {
+            "algorithm": {"name": "awm", "kl": 0.1, "kl_kind": "velocity"},
+            "sharding": {"kind": "fsdp"},
+            "batch": {"updates": 2, "forward": 2},
+            "rewards": [{"use": "support.tiny_flow:even"}],
+        },
     ],
-    ids=["replicated", "sharded", "sharded-whole"],
+    ids=["replicated", "sharded", "sharded-whole", "one-has-nothing-to-learn"],
 )
-def test_two_processes_make_the_update_of_one(panel: Panel, tmp_path: Path, told: dict[str, Any]) -> None:
-    told = told | {"batch": {"groups": 4, "group_size": 3, "forward": 4}}
-    one = trainer(recipe(**{**told, "sharding": {"kind": "none"}}), panel, tasks=rows(4, wide=True), held_out=3)
-    figures = steps(one, 3)
-    held_out = one.evaluate()
+def test_two_processes_make_the_update_of_one(tmp_path: Path, told: dict[str, Any]) -> None:
+    told = told | {"batch": {"groups": 4, "group_size": 3, "forward": 4} | told.get("batch", {})}
+    alone = recipe(**{**told, "sharding": {"kind": "none"}})
+    with tiny_flow.panel_of(alone) as panel:
+        one = trainer(alone, panel, tasks=rows(4, wide=True), held_out=3)
+        figures = steps(one, 3)
+        held_out = one.evaluate()
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(ROOT / "tests" / "support" / "two_processes.py"), json.dumps(told), str(tmp_path)],
@@ -184,7 +198,8 @@ def test_two_processes_make_the_update_of_one(panel: Panel, tmp_path: Path, told
     # Three steps of Adam are 3e-2 long, whatever the gradient: rounding shows where there is next to none.
     torch.testing.assert_close(two["weights"], weights(one), rtol=0, atol=2e-3)
     for mine, its in zip(figures, two["figures"], strict=True):
-        for name in ("loss", "gradient_norm", "reward/brightness.score", "rollout_forwards", "groups/informative"):
+        rewards = [name for name in mine if name.startswith("reward/")]
+        for name in ("loss", "gradient_norm", "rollout_forwards", "groups/informative", *rewards):
             assert its[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
     for name, value in held_out.items():
         if "seconds" not in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,12 @@ from premeditate.rewards.function import FunctionReward
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.stats import wilson
 from premeditate.training import checkpoint
+from premeditate.training.advantages import asked
 from premeditate.training.distributed import World
 from premeditate.training.errors import TrainingError
 from premeditate.training.journal import Journal
 from premeditate.training.loop import Parts, Trainer
-from premeditate.training.policy import Place, Rollout, micro_batches
+from premeditate.training.policy import Place, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Recipe
 from premeditate.training.watch import Tally, Watch
 from support.toy_policy import LevelPolicy, right_level
@@ -199,7 +201,9 @@ def test_some_missing_rewards_are_borne_and_too_many_are_not() -> None:
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_micro_batches_hold_each_row_once_and_one_key_each(keys: list[int], most: int, random: Any) -> None:
     chosen = random.sample(range(len(keys)), random.randint(0, len(keys)))
-    found = list(micro_batches(keys, chosen, most, World()))
+    found = list(micro_batches(Rows(keys, keys, None), chosen, most, World()))
+    pairs = list(micro_batches(Rows(keys, keys, None, samples=2), chosen, most, World()))
+    assert all(len(batch) <= max(1, most // 2) for batch in pairs)
     assert sorted(i for batch in found for i in batch) == sorted(chosen)
     assert all(0 < len(batch) <= most and len({keys[i] for i in batch}) == 1 for batch in found)
 
@@ -215,6 +219,26 @@ def test_a_tally_is_the_mean_of_all_values(parts: list[list[float]]) -> None:
     if values:
         assert figures["x"] == pytest.approx(sum(values) / len(values), abs=1e-9) and figures["x/n"] == len(values)
         assert figures["x/low"] <= figures["x"] + 1e-9 and figures["x"] <= figures["x/high"] + 1e-9
+
+
+def test_what_nobody_asked_for_is_left_out_and_what_failed_is_not() -> None:
+    nan = math.nan
+    names = ("checks.follow", "checks.keep", "checks.quality", "other.score")
+    whole = torch.tensor([[1.0, 0.5, nan, nan], [0.0, nan, nan, nan]])
+    # No question about quality, one answer about keep is missing, and the other reward gave nothing at all.
+    assert asked(whole, names).tolist() == [True, True, False, True]
+    assert asked(whole[:, :3], names[:3]).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("rewards", [(0.5, 0.4, 0.1), (0.1, 0.4, 0.5)])
+def test_a_fall_from_the_start_is_said_where_the_reward_rose(rewards: tuple[float, ...]) -> None:
+    watch = Watch(patience=5)
+    assert watch.evaluation(0, {"eval/success": 0.6, "eval/success/low": 0.5, "eval/success/high": 0.7}) == []
+    for reward in rewards:
+        watch.step({"reward/proxy": reward, "groups/informative": 1.0})
+    said = watch.evaluation(3, {"eval/success": 0.2, "eval/success/low": 0.1, "eval/success/high": 0.3,
+                                "eval/coverage": 0.1, "eval/coverage/low": 0.1, "eval/coverage/high": 0.1})  # fmt: skip
+    assert len(said) == (rewards[-1] > rewards[0])
 
 
 def test_a_reward_that_rises_while_the_held_out_falls_is_said() -> None:

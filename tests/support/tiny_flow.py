@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ WORDS = ("a red cat", "two dogs and a bird", "remove it", "the sky is green now"
 def brightness(samples: Sequence[Sample]) -> list[float | None]:
     """Mean brightness of the edit, 0-1."""
     return [float(np.asarray(sample.edit, dtype=np.float64).mean()) / 255 for sample in samples]
+
+
+def even(samples: Sequence[Sample]) -> list[float | None]:
+    """Brightness, but the same for all edits of every second group: one of two processes has nothing to learn."""
+    return [
+        0.5 if int(s.group.rpartition("/")[2] or 0) % 2 else b
+        for s, b in zip(samples, brightness(samples), strict=True)
+    ]
 
 
 def rows(count: int = 4, *, wide: bool = False) -> list[TaskRow]:
@@ -84,8 +93,12 @@ def trainer(
         adapter.transformer.requires_grad_(True)
     else:
         add_lora(adapter.transformer, recipe.model.lora, seed=recipe.seed)
+    frozen = None
+    if recipe.model.lora is None and (recipe.algorithm.kl or recipe.algorithm.name == "dpo"):
+        frozen = copy.deepcopy(adapter.transformer).requires_grad_(False)
     if recipe.sharding.kind == "fsdp":
-        shard(adapter.transformer, world)
+        for network in filter(None, (adapter.transformer, frozen)):
+            shard(network, world)
     known = Tasks(adapter, tasks, encodings)
-    policy = FlowPolicy(recipe, known, known if held_out else None, world)
+    policy = FlowPolicy(recipe, known, known if held_out else None, world, frozen)
     return Trainer(recipe, Parts(policy, panel, panel, len(tasks), held_out), world, out, journal)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from premeditate.rl import grouping
 from premeditate.training.recipe import Grouping
 
 
-def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Sequence[float]) -> tuple[Tensor, Tensor]:
+def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Tensor, Tensor]:
     """(advantages [G], cut to [-clip, clip]; mask [G]) of one group. A sample with a missing reward is masked."""
     if how.kind == "ucpg":
         values, mask = grouping.ucpg(rewards_GD, min_length=how.min_length)
     elif how.kind == "grpo":
         values, mask = grouping.grpo(rewards_GD)
     else:
-        weights = torch.tensor(list(weights_D), dtype=rewards_GD.dtype)
-        values, mask = (grouping.gdpo if how.kind == "gdpo" else grouping.weighted)(rewards_GD, weights)
+        values, mask = (grouping.gdpo if how.kind == "gdpo" else grouping.weighted)(rewards_GD, weights_D)
     return (values.clamp(-how.clip, how.clip) if how.clip else values), mask
+
+
+def asked(rewards_GD: Tensor, names_D: Sequence[str]) -> Tensor:
+    """bool [D]: the dimensions that a group was judged by. `names`: "reward.dimension".
+
+    A dimension that no sample of the group has, while another one of the same reward is there, was not asked for: a
+    checklist without a question about it. It is left out for all. A reward that gave nothing at all failed.
+    """
+    there = (~rewards_GD.isnan()).any(0)
+    answered = {name.rpartition(".")[0] for name, some in zip(names_D, there.tolist(), strict=True) if some}
+    failed = [name.rpartition(".")[0] not in answered for name in names_D]
+    return there | there.new_tensor(failed)

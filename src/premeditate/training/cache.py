@@ -39,14 +39,23 @@ class EncodingCache(Sequence[Mapping[str, Tensor]]):
 
     @classmethod
     def open(
-        cls, folder: Path, adapter: FlowAdapter, rows: Sequence[TaskRow], *, say: Say | None = None
+        cls,
+        folder: Path,
+        adapter: FlowAdapter,
+        rows: Sequence[TaskRow],
+        *,
+        say: Say | None = None,
+        part: tuple[int, int] = (0, 1),
+        wait: Callable[[], None] = lambda: None,
     ) -> EncodingCache:
         """The cache of these tasks in `folder`, which is made if missing. What is not there yet is encoded now; every
-        shard is read once and compared with its checksum. `say` gets notices and progress, a line each.
+        shard is read once and compared with its checksum. `say` gets notices and progress, a line each. `part` (k, n):
+        n processes share this work, and `wait` for each other.
 
         Raises `DataError` for tasks that the adapter cannot encode, and `WriteError`.
         """
-        build(folder, adapter, rows, say=say)
+        build(folder, adapter, rows, say=say, part=part)
+        wait()
         return cls([shard for _, _, shard in _plan(folder, adapter, rows)], len(rows))
 
     def __len__(self) -> int:

@@ -89,7 +89,11 @@ class World:
                 plain.append(p)
             elif p.grad is not None:
                 p.grad.mul_(self.size)
-        for p in plain:  # a process without an informative group has none
+        # A process without an informative group has no gradients. A parameter that takes no part in the output has none
+        # anywhere, and the optimiser is to leave it alone.
+        somewhere = self.sums([float(p.grad is not None) for p in plain])
+        plain = [p for p, count in zip(plain, somewhere, strict=True) if count]
+        for p in plain:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if plain:
             grads = [p.grad for p in plain if p.grad is not None]
@@ -130,4 +134,5 @@ def shard(transformer: nn.Module, world: World) -> None:
     blocks = [m for m in transformer.children() if isinstance(m, nn.ModuleList)]
     for part in [block for blocks_ in blocks for block in blocks_] + [transformer]:
         own = {p for p in part.parameters() if p in adapters}
-        fully_shard(part, mesh=mesh, ignored_params=own)
+        # The outermost part too: what it had gathered would not see averaged weights being put in their place.
+        fully_shard(part, mesh=mesh, ignored_params=own, reshard_after_forward=True)

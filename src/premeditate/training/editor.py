@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from premeditate import presets
-from premeditate.config import dump_config
+from premeditate.config import ConfigError, dump_config
 from premeditate.datasets.tasks import TaskRow
 from premeditate.engine.pooled import pooled
 from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.panel import Panel, build_panel
 from premeditate.training import checkpoint, export
 from premeditate.training.adapters import FlowAdapter, load_adapter
-from premeditate.training.cache import EncodingCache, build
+from premeditate.training.adapters.base import fingerprint
+from premeditate.training.cache import EncodingCache
 from premeditate.training.data import data_hash, load_rows
 from premeditate.training.distributed import World, shard
 from premeditate.training.flow_policy import FlowPolicy, Tasks
@@ -44,69 +48,79 @@ def train(
     from premeditate.local import pick_device
 
     world = World.join(pick_device(recipe.model.device))
+    if world.device.startswith("cuda") and recipe.model.dtype != "float32":
+        # LoRA is held in float32 over a base of half precision; without TF32 its small products would cost the most.
+        torch.set_float32_matmul_precision("high")
     tell = say if say is not None and world.first else lambda line: None
     out = Path(recipe.out)
     panels: list[Panel] = []
+    journal: Journal | None = None
     try:
-        Geometry.of(recipe, world.size)  # before anything is loaded
+        # Before anything is loaded.
+        Geometry.of(recipe, world.size)
+        if recipe.sharding.kind != "none" and world.size == 1:
+            raise ConfigError("there is one process, and nothing to shard over",
+                              "start several with torchrun, or give sharding.kind=none")  # fmt: skip
         saved = checkpoint.start(out, recipe, resume=resume, say=tell)
         rows = load_rows(recipe.data.train, recipe.data.train_count, recipe.data.seed)
         held_out = _held_out(recipe)
         panels.append(build_panel(recipe.rewards, _reasoner))
-        panels.append(build_panel(recipe.evaluation.rewards or recipe.rewards, _reasoner))
-        policy = build_policy(recipe, rows, held_out, world, say=tell)
-        journal = (
-            Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
-            if world.first
-            else None
-        )
-        parts = Parts(policy, panel=panels[0], judge=panels[1], rows=len(rows), held_out=len(held_out))
+        if recipe.evaluation.rewards:
+            panels.append(build_panel(recipe.evaluation.rewards, _reasoner))
+        policy, base = build_policy(recipe, rows, held_out, world, say=tell)
+        if world.first:
+            journal = Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
+        made_of = {"the base model's weights": base, "the training tasks": data_hash(rows)}
+        parts = Parts(policy, panels[0], panels[-1], len(rows), len(held_out), made_of)
         trainer = Trainer(recipe, parts, world, out, journal)
         if saved is not None:
             trainer.restore(saved)
             tell(f"going on from step {saved.step} of {recipe.steps}")
         trainer.run(recipe.steps)
-        return _finish(trainer, policy.adapter, recipe, rows, tell)
+        found = _finish(trainer, policy.adapter, recipe, rows, tell)
+        world.leave()  # only now: one that fails ends at once, and torchrun ends the others
+        return found
     finally:
         for panel in panels:
             panel.close()
-        world.leave()
+        if journal is not None:
+            journal.close()
 
 
 def build_policy(
     recipe: Recipe, rows: Sequence[TaskRow], held_out: Sequence[TaskRow], world: World, *, say: Say
-) -> FlowPolicy:
-    """The model of `recipe` with its tasks encoded, its adapters added, and its weights split over the world."""
+) -> tuple[FlowPolicy, str]:
+    """The model of `recipe` with its tasks encoded, its adapters added, and its weights split over the world; and what
+    names its weights before training."""
     model = recipe.model.model_copy(update={"device": world.device})
     adapter = load_adapter(recipe.model.base, model)
     watched = (
         adapter if recipe.evaluation.size in (None, recipe.model.size) else adapter.resized(recipe.evaluation.size)
     )
     folder = Path(recipe.out) / "encodings"
-    train = Tasks(adapter, rows, _encoded(folder / "train", adapter, rows, world, say))
+    share: dict[str, Any] = {"say": say, "part": (world.rank, world.size), "wait": world.wait}
+    train = Tasks(adapter, rows, EncodingCache.open(folder / "train", adapter, rows, **share))
     evaluation = (
-        Tasks(watched, held_out, _encoded(folder / "eval", watched, held_out, world, say)) if held_out else None
+        Tasks(watched, held_out, EncodingCache.open(folder / "eval", watched, held_out, **share)) if held_out else None
     )
     adapter.release()
+    base = fingerprint({"transformer": adapter.transformer})
     if recipe.model.lora is None:
         adapter.transformer.requires_grad_(True)
     else:
         add_lora(adapter.transformer, recipe.model.lora, seed=recipe.seed)
+    frozen = None
+    if recipe.model.lora is None and (recipe.algorithm.kl or recipe.algorithm.name == "dpo"):
+        frozen = copy.deepcopy(adapter.transformer).requires_grad_(False)
     if recipe.sharding.kind == "fsdp":
-        shard(adapter.transformer, world)
-    return FlowPolicy(recipe, train, evaluation, world)
+        for network in filter(None, (adapter.transformer, frozen)):
+            shard(network, world)
+    return FlowPolicy(recipe, train, evaluation, world, frozen), base
 
 
 def _reasoner(spec: str) -> Reasoner:
     """The judge of a reward "reasoner:SPEC"; endpoints behind an address are pooled."""
     return pooled(presets.load_reasoner(spec))
-
-
-def _encoded(folder: Path, adapter: FlowAdapter, rows: Sequence[TaskRow], world: World, say: Say) -> EncodingCache:
-    """Each task encoded once; the processes share the work."""
-    build(folder, adapter, rows, say=say, part=(world.rank, world.size))
-    world.wait()
-    return EncodingCache.open(folder, adapter, rows)
 
 
 def _held_out(recipe: Recipe) -> list[TaskRow]:
@@ -129,7 +143,6 @@ def _finish(
         card = {"recipe": dump_config(shown), "data": data_hash(rows), "tasks": len(rows), "evaluations": history,
                 "picture": trainer.journal.curve()}  # fmt: skip
         export.write(adapter, folder, recipe, card, values=values)
-        trainer.journal.close()
         say(f"exported to {folder}")
     trainer.world.wait()
     first, last = (history[0], history[-1]) if history else ({}, {})

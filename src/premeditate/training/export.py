@@ -59,7 +59,7 @@ def gathered(transformer: nn.Module) -> dict[str, Tensor]:
     """The trained parameters by name, whole and on the CPU. Where they are sharded, every process has to call this; one
     then exports with them as `values`."""
     return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu()
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().to("cpu", copy=True)
         for name, p in transformer.named_parameters() if p.requires_grad
     }  # fmt: skip
 

@@ -6,7 +6,6 @@ the number of devices or the times that the run was stopped.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -79,11 +78,15 @@ class Sampled:
 class FlowPolicy(Policy):
     """`train`, `held_out`: their tasks; the latter may have another adapter (size) over the same transformer.
 
+    `frozen`: the transformer before training, where an objective asks for it and no adapters can be left out instead.
+
     Where the transformer is sharded, forwards are collective: every process of `world` has to run as many, whatever the
     shapes of its tasks.
     """
 
-    def __init__(self, recipe: Recipe, train: Tasks, held_out: Tasks | None, world: World) -> None:
+    def __init__(
+        self, recipe: Recipe, train: Tasks, held_out: Tasks | None, world: World, frozen: nn.Module | None = None
+    ) -> None:
         self.recipe, self.train, self.held_out, self.world = recipe, train, held_out, world
         self.adapter = train.adapter
         self.module: nn.Module = self.adapter.transformer
@@ -91,9 +94,7 @@ class FlowPolicy(Policy):
         self.sharded = recipe.sharding.kind != "none"
         # What is in pieces cannot be added to.
         self.fused = recipe.model.lora is not None and recipe.rollout.merge_lora and not self.sharded
-        self.frozen: nn.Module | None = None
-        if self.objective.needs_reference and recipe.model.lora is None:
-            self.frozen = copy.deepcopy(self.module).requires_grad_(False)
+        self.frozen = frozen
         decay = recipe.algorithm.old_decay
         trained = [p for p in self.module.parameters() if p.requires_grad]
         self.old: Ema | None = Ema(trained, decay) if decay and self.objective.follows else None
@@ -191,15 +192,19 @@ class FlowPolicy(Policy):
         return self.objective.rows(rollouts, advantages, masks)
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
-        return self.objective.loss(rows, indices) if indices else Loss(self.idle().flatten()[:1] * 0, {})
+        return (
+            self.objective.loss(rows, indices)
+            if indices
+            else Loss(self.idle(self.objective.needs_reference).flatten()[:1] * 0, {})
+        )
 
-    def idle(self) -> Tensor:
-        """A forward that takes part in the others' and stands for nothing."""
+    def idle(self, reference: bool) -> Tensor:
+        """A forward that takes part in the others' and stands for nothing; with `reference` two, as theirs."""
         encoding = self.train.encodings[0]
         x = torch.zeros(1, *self.adapter.noise_shape(encoding), device=self.adapter.device)
         batch = self.adapter.collate([encoding])
         v = self.adapter.velocity(x, x.new_ones(1), batch)
-        return v + self.reference_velocity(x, x.new_ones(1), batch) * 0 if self.objective.needs_reference else v
+        return v + self.reference_velocity(x, x.new_ones(1), batch) * 0 if reference else v
 
     @torch.no_grad()
     def reference_velocity(self, x: Tensor, sigma: Tensor, batch: Any) -> Tensor:

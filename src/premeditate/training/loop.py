@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from premeditate.rewards.panel import Panel, Scores
 from premeditate.training import checkpoint
-from premeditate.training.advantages import advantages
+from premeditate.training.advantages import advantages, asked
 from premeditate.training.data import Order
 from premeditate.training.distributed import World, whole
 from premeditate.training.ema import Ema
@@ -41,13 +41,15 @@ _SMALLER = "start again with a lower optimizer.lr, a lower optimizer.max_grad_no
 
 @dataclass
 class Parts:
-    """What a run is put together from. `rows`, `held_out`: how many tasks there are to train and to evaluate on."""
+    """What a run is put together from. `rows`, `held_out`: how many tasks there are to train and to evaluate on.
+    `made_of`: what must be the same when the run goes on (what it is -> a digest)."""
 
     policy: Policy
     panel: Panel
     judge: Panel
     rows: int
     held_out: int
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
 
 class Trainer:
@@ -127,14 +129,17 @@ class Trainer:
         """Advantages and mask [N] of a rollout's samples, group by group."""
         size = self.recipe.batch.group_size
         matrix = torch.as_tensor(scores.matrix, dtype=torch.float32)
-        found = [advantages(part, self.recipe.grouping, self.parts.panel.weights) for part in matrix.split(size)]
+        parts = [(part, asked(part, scores.names)) for part in matrix.split(size)]
+        weights = torch.tensor(self.parts.panel.weights, dtype=torch.float32)
+        found = [advantages(part[:, some], self.recipe.grouping, weights[some]) for part, some in parts]
         present = ~matrix.isnan()
         for name, column, there in zip(scores.names, matrix.T, present.T, strict=True):
             tally.add(f"reward/{name}", column[there])
-        tally.add("coverage", present.all(1).float())
+        tally.add("coverage", torch.cat([~part[:, some].isnan().any(1) for part, some in parts]).float())
         tally.add("groups/informative", torch.tensor([float(mask.any()) for _, mask in found]))
         tally.add("samples/kept", torch.cat([mask for _, mask in found]).float())
-        spread = [part.sum(1)[part.isfinite().all(1)] for part in matrix.split(size)]
+        spread = [part[:, some].sum(1) for part, some in parts]
+        spread = [values[~values.isnan()] for values in spread]
         tally.add("groups/std", torch.tensor([float(s.std(unbiased=False)) for s in spread if len(s) > 1]))
         return torch.cat([a for a, _ in found]), torch.cat([m for _, m in found])
 
@@ -159,7 +164,7 @@ class Trainer:
         if total == 0:
             return
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in micro_batches(rows.keys, chosen, self.recipe.batch.forward, self.world):
+        for batch in micro_batches(rows, chosen, self.recipe.batch.forward, self.world):
             loss = self.policy.loss(rows, batch)
             (loss.values.sum() / total).backward()
             if batch:
@@ -234,26 +239,39 @@ class Trainer:
         that are not finite, so that the newest checkpoint is one to go on with."""
         if not all(bool(whole(p.detach().isfinite().all())) for p in self.named.values()):
             raise TrainingError(f"step {self.step}: the weights are not finite", _SMALLER)
-        model = {name: whole(p.detach()).cpu() for name, p in self.named.items()}
-        optimizer = _mapped(self.optimizer.state_dict(), lambda t: whole(t).cpu())
-        extra = {f"policy.{k}": whole(v).cpu() for k, v in self.policy.state().items()}
+
+        def kept(value: Tensor) -> Tensor:
+            full = whole(value.detach())  # all take part in that, one needs it
+            return full.cpu() if self.world.first else torch.empty(0)
+
+        model = {name: kept(p) for name, p in self.named.items()}
+        optimizer = _mapped(self.optimizer.state_dict(), kept)
+        extra = {f"policy.{k}": kept(v) for k, v in self.policy.state().items()}
         if self.ema:
-            extra |= {f"ema.{k}": whole(v).cpu() for k, v in self.ema.state().items()}
+            extra |= {f"ema.{k}": kept(v) for k, v in self.ema.state().items()}
         if self.world.first:
             checkpoint.save(
                 self.out, self.step, model=model, optimizer={"optimizer": optimizer, "extra": extra},
-                state={"watch": self.watch.state(), "world": self.world.size}, recipe=self.recipe,
+                state={"watch": self.watch.state(), "made_of": dict(self.parts.made_of)}, recipe=self.recipe,
                 keep=self.recipe.checkpoint.keep,
             )  # fmt: skip
         self.world.wait()
 
     def restore(self, saved: checkpoint.Saved) -> None:
-        """Takes a checkpoint, whatever number of processes wrote it."""
+        """Takes a checkpoint, whatever number of processes wrote it. Raises `TrainingError` where it was made of other
+        tasks or another base."""
+        before = saved.state["made_of"]
+        if changed := [what for what, digest in self.parts.made_of.items() if before.get(what) != digest]:
+            raise TrainingError(
+                f"{' and '.join(changed)} changed since {saved.path} was written",
+                "put back what was there, or start again in another folder (out=...)",
+            )
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(_like(saved.model[name], p))
         state = saved.optimizer["optimizer"]
-        for p, moments in zip(self.named.values(), state["state"].values(), strict=False):
+        for i, p in enumerate(self.named.values()):
+            moments = state["state"].get(i, {})  # a parameter that never had a gradient has none
             moments.update({k: _like(v, p) for k, v in moments.items() if isinstance(v, Tensor) and v.shape == p.shape})
         self.optimizer.load_state_dict(state)
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)

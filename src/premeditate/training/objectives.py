@@ -10,15 +10,17 @@ Rows of all timesteps share forwards, for every row has its own noise level.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from premeditate.rl import losses
-from premeditate.rl.flow import noised, step
+from premeditate.rl.flow import StepResult, noised, step
 from premeditate.rl.losses import Loss
 from premeditate.training.policy import Rollout, Rows, micro_batches
 from premeditate.training.recipe import Algorithm
@@ -29,20 +31,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stack:
-    """All samples of one shape in a step. `batch`: the conditions of its groups; `groups` [N]: each sample's."""
+    """All samples of one shape in a step. `batch`: the conditions of its groups; `groups` [N]: each sample's.
+    `sampled`: the parts that they were sampled in; `starts`: each part's first sample."""
 
     batch: Any
     groups: Tensor
     advantages: Tensor
     x0: Tensor
     sampled: list[Sampled]
+    starts: list[int]
     noise: Tensor | None = None
     levels: Tensor | None = None
 
-    def recorded(self, name: str) -> Tensor:
-        """A field of the trajectories, [N, S, ...] or [S]."""
-        found = [getattr(s.trajectory, name) for s in self.sampled]
-        return found[0] if found[0].ndim == 1 else torch.cat(found)
+    def steps(self, name: str) -> Tensor:
+        """A field [S] of the trajectories, which all have the same."""
+        found: Tensor = getattr(self.sampled[0].trajectory, name)
+        return found
+
+    def recorded(self, name: str, places: Sequence[tuple[int, int]]) -> Tensor:
+        """A field [N, S, ...] of the trajectories, at places (sample, step): [n, ...]. Taken one by one, for a step's
+        trajectories are gigabytes and a micro-batch needs few of them."""
+        found = []
+        for n, k in places:
+            part = bisect_right(self.starts, n) - 1
+            found.append(getattr(self.sampled[part].trajectory, name)[n - self.starts[part], k])
+        return torch.stack(found)
 
 
 Stacks = dict[Hashable, tuple[Stack, list[tuple[int, int]]]]
@@ -91,6 +104,7 @@ class Objective(ABC):
                 torch.cat([advantages[i] for i in of]).to(device),
                 torch.cat([s.trajectory.x for s in sampled]),
                 sampled,
+                list(accumulate((len(s.trajectory.x) for s in sampled[:-1]), initial=0)),
             )
             indices = [p.index for s in sampled for p in s.places for _ in range(s.members)]
             kept = torch.cat([masks[i] for i in of]).tolist()
@@ -109,18 +123,6 @@ class Objective(ABC):
                 places += [(n, k) for n, _ in kept]
         return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
 
-    def distance(self, velocity: Tensor, x: Tensor, sigma: Tensor, batch: Any, std: Tensor | None = None,
-                 dt: Tensor | None = None, mean: Tensor | None = None) -> Tensor:  # fmt: skip
-        """The KL or its stand-in [n] between the model and the one before training."""
-        frozen = self.policy.reference_velocity(x, sigma, batch)
-        if self.algorithm.kl_kind == "velocity" or std is None or dt is None or mean is None:
-            return losses.velocity_kl(velocity, frozen)
-        rollout = self.policy.recipe.rollout
-        then = step(x, frozen, sigma, sigma + dt, dynamics=rollout.dynamics, noise_level=rollout.noise_level, x_next=x)
-        if self.algorithm.kl_kind == "published":
-            return losses.published_kl(mean, then.mean, std, dt)
-        return losses.gaussian_kl(mean, then.mean, std)
-
 
 class Replay(Objective):
     """Policy gradients over recorded steps: Flow-GRPO (arXiv 2505.05470) and GRPO-Guard (arXiv 2510.22319)."""
@@ -129,23 +131,24 @@ class Replay(Objective):
 
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
         stacks = self.stacks(rollouts, advantages, masks)
-        return self.each(stacks, lambda stack: len(stack.recorded("sigmas")))
+        return self.each(stacks, lambda stack: len(stack.steps("sigmas")))
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         algorithm, rollout = self.algorithm, self.policy.recipe.rollout
         stacks, places = rows.data
         stack: Stack = stacks[rows.keys[indices[0]]]
-        n, k = torch.tensor([places[i] for i in indices]).T
-        batch, x = stack.batch.select(stack.groups[n]), stack.recorded("states")[n, k]
-        sigma, sigma_next = stack.recorded("sigmas")[k], stack.recorded("sigmas_next")[k]
+        chosen = [places[i] for i in indices]
+        n, k = torch.tensor(chosen).T
+        batch, x = stack.batch.select(stack.groups[n]), stack.recorded("states", chosen)
+        sigma, sigma_next = stack.steps("sigmas")[k], stack.steps("sigmas_next")[k]
         velocity = self.policy.adapter.velocity(x, sigma, batch)
         now = step(x, velocity, sigma, sigma_next, dynamics=rollout.dynamics, noise_level=rollout.noise_level,
-                   x_next=stack.recorded("nexts")[n, k])  # fmt: skip
-        sampled = stack.recorded("log_probs")[n, k]
+                   x_next=stack.recorded("nexts", chosen))  # fmt: skip
+        sampled = stack.recorded("log_probs", chosen)
         # While the weights are those that sampled, the ratio is 1; rounding must not make it another number.
         old = now.log_prob.detach() if self.on_policy else sampled
         if algorithm.name == "grpo-guard":
-            mean = now.mean.detach() if self.on_policy else stack.recorded("means")[n, k]
+            mean = now.mean.detach() if self.on_policy else stack.recorded("means", chosen)
             found = losses.grpo_guard(
                 now.log_prob, old, now.mean, mean, now.std, stack.advantages[n], clip_range=algorithm.clip_range,
                 dt=sigma_next - sigma if algorithm.reweight else None, dynamics=rollout.dynamics,
@@ -156,9 +159,22 @@ class Replay(Objective):
         if self.first_update(rows, indices):  # later the weights differ, as they should
             metrics["mismatch"] = (now.log_prob.detach() - sampled).abs()
         if algorithm.kl:
-            kl = self.distance(velocity, x, sigma, batch, now.std, sigma_next - sigma, now.mean)
+            kl = self._kl(velocity, x, sigma, sigma_next, batch, now)
             values, metrics = values + algorithm.kl * kl, metrics | {"kl": kl.detach()}
         return Loss(values, metrics)
+
+    def _kl(
+        self, velocity: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor, batch: Any, now: StepResult
+    ) -> Tensor:
+        """The distance [n] of the steps to those of the model before training, of the recipe's kind."""
+        frozen = self.policy.reference_velocity(x, sigma, batch)
+        if self.algorithm.kl_kind == "velocity":
+            return losses.velocity_kl(velocity, frozen)
+        rollout = self.policy.recipe.rollout
+        then = step(x, frozen, sigma, sigma_next, dynamics=rollout.dynamics, noise_level=rollout.noise_level, x_next=x)
+        if self.algorithm.kl_kind == "published":
+            return losses.published_kl(now.mean, then.mean, now.std, sigma_next - sigma)
+        return losses.gaussian_kl(now.mean, then.mean, now.std)
 
 
 class Forward(Objective):
@@ -206,12 +222,12 @@ class Forward(Objective):
         rows.old = {}
         most = self.policy.recipe.batch.forward
         with self.policy.sampling():
-            for indices in micro_batches(rows.keys, range(len(rows)), most, self.policy.world):
+            for indices in micro_batches(rows, range(len(rows)), most, self.policy.world):
                 if indices:
                     _, _, x, sigma, _, batch = self._noisy(rows, indices)
                     rows.old.update(zip(indices, self.policy.adapter.velocity(x, sigma, batch), strict=True))
                 else:
-                    self.policy.idle()
+                    self.policy.idle(reference=False)
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         algorithm = self.algorithm
@@ -220,7 +236,8 @@ class Forward(Objective):
         old = velocity.detach() if rows.old is None else torch.stack([rows.old[i] for i in indices])
         if algorithm.name == "nft":
             adaptive = (x, sigma) if algorithm.adaptive else None
-            clip = self.policy.recipe.grouping.clip or 1.0
+            clip = self.policy.recipe.grouping.clip
+            assert clip is not None, "the recipe sees to it"
             found = losses.nft(velocity, old, target, stack.advantages[n], beta=algorithm.beta, clip=clip,
                                adaptive=adaptive)  # fmt: skip
         else:
@@ -229,7 +246,7 @@ class Forward(Objective):
                                power=algorithm.awm_power, weight=weight)  # fmt: skip
         values, metrics = found.values, dict(found.metrics)
         if algorithm.kl:
-            kl = self.distance(velocity, x, sigma, batch)
+            kl = losses.velocity_kl(velocity, self.policy.reference_velocity(x, sigma, batch))
             values, metrics["kl"] = values + algorithm.kl * kl, kl.detach()
         return Loss(values, metrics)
 
@@ -250,15 +267,15 @@ class Pairs(Forward):
         stacks = self.stacks(rollouts, advantages, masks)
         for key, (stack, kept) in stacks.items():
             self.add_noise(stack)
-            for group in dict.fromkeys(g for _, g in kept):
-                members = [n for n, g in kept if g == group]
-                value = stack.advantages[members]
-                best, worst = members[int(value.argmax())], members[int(value.argmin())]
+            group_of = dict(kept)
+            value = torch.full_like(stack.advantages, torch.nan)
+            value[list(group_of)] = stack.advantages[list(group_of)]
+            for best, worst in losses.pairs(value.view(-1, self.policy.recipe.batch.group_size)).tolist():
                 for j in range(self.algorithm.timesteps):
                     keys.append(key)
-                    groups.append(group)
+                    groups.append(group_of[best])
                     places.append((best, worst, j))
-        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places))
+        return Rows(keys, groups, ({key: stack for key, (stack, _) in stacks.items()}, places), samples=2)
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         stacks, places = rows.data

@@ -44,11 +44,13 @@ class Rollout:
 
 @dataclass
 class Rows:
-    """Rows of the loss. `keys`: rows with equal keys fit into one forward. `groups`: each row's group (Place.index)."""
+    """Rows of the loss. `keys`: rows with equal keys fit into one forward. `groups`: each row's group (Place.index).
+    `samples`: how many a row puts into a forward."""
 
     keys: Sequence[Hashable]
     groups: Sequence[int]
     data: Any
+    samples: int = 1
     old: dict[int, Tensor] | None = None
     """What the sampling policy said of each row, where the weights may have moved on since."""
 
@@ -56,18 +58,20 @@ class Rows:
         return len(self.keys)
 
 
-def micro_batches(keys: Sequence[Hashable], chosen: Sequence[int], most: int, world: World) -> Iterator[Sequence[int]]:
-    """`chosen` rows in batches of at most `most` with one key, as equal in size as can be; then empty ones, until every
-    process of `world` has had as many: the forwards of a sharded model are collective."""
+def micro_batches(rows: Rows, chosen: Sequence[int], most: int, world: World) -> Iterator[Sequence[int]]:
+    """`chosen` rows in batches of at most `most` samples with one key, as equal in size as can be; then empty ones,
+    until every process of `world` has had as many: the forwards of a sharded model are collective."""
     by: dict[Hashable, list[int]] = defaultdict(list)
     for i in chosen:
-        by[keys[i]].append(i)
+        by[rows.keys[i]].append(i)
     batches: list[Sequence[int]] = []
     for part in by.values():
-        count = math.ceil(len(part) / most)
+        count = math.ceil(len(part) / max(1, most // rows.samples))
         batches += [part[k * len(part) // count : (k + 1) * len(part) // count] for k in range(count)]
+    # Asked before the first forward: from then on all processes are in step.
+    count = int(world.largest(len(batches)))
     yield from batches
-    yield from [()] * (int(world.largest(len(batches))) - len(batches))
+    yield from [()] * (count - len(batches))
 
 
 class Policy(ABC):

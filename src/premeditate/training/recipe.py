@@ -6,6 +6,7 @@ times are seconds, shares are in 0-1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,7 +82,7 @@ class Grouping(Part):
 
 class Window(Part):
     """Which denoising steps are stochastic and trained. `first`, `last`: the range of step indices that it lies in
-    (last excluded; None: all but the final step). "sliding" moves by one every `every` updates."""
+    (last excluded; None: all but the final step). "sliding" moves by one every `every` training steps."""
 
     kind: Literal["all", "fixed", "random", "sliding"] = "all"
     size: Count | None = None
@@ -124,7 +125,7 @@ class Algorithm(Part):
     adaptive: bool = False
     old_decay: Share = 0.0
     reweight: bool = False
-    awm_power: Positive = 1.0
+    awm_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     awm_weight: Literal["one", "sigma"] = "one"
 
 
@@ -199,6 +200,38 @@ class Recipe(Part):
     logging: Logging = Logging()
     sharding: Sharding = Sharding()
 
+    def _misfits(self, policy_gradient: bool) -> Iterator[tuple[str, str]]:
+        """(what cannot be, the mend) of settings that would be passed over, or fail only once all is loaded."""
+        a, model, rollout = self.algorithm, self.model, self.rollout
+        if model.dtype != "float32" and model.lora is None:
+            yield (
+                f"steps of {self.optimizer.lr:g} vanish in weights of {model.dtype}",
+                "give model.dtype=float32, or LoRA",
+            )
+        if model.dtype == "float16":
+            yield "gradients vanish in float16", "give model.dtype=bfloat16 or model.dtype=float32"
+        if rollout.dynamics == "cps" and rollout.noise_level > 1:
+            yield f"cps knows no noise level of {rollout.noise_level:g}", "give rollout.noise_level=0.8"
+        if rollout.share_prefix and not policy_gradient:
+            yield f"{a.name} has no window, so all edits of a group would be one", "give rollout.share_prefix=false"
+        if a.old_decay and a.name not in ("nft", "awm"):
+            yield f"{a.name} samples with the weights themselves", "give algorithm.old_decay=0"
+        if a.kl and a.name == "dpo":
+            yield "dpo holds the model near its start by itself", "give algorithm.kl=0, and another algorithm.beta"
+        if a.kl and not policy_gradient and a.kl_kind != "velocity":
+            yield f"{a.name} has no steps to compare", "give algorithm.kl_kind=velocity"
+        if a.name == "nft" and self.grouping.clip is None:
+            yield "nft measures advantages by their limit", "give grouping.clip=5"
+        if not policy_gradient and a.timesteps > (levels := max(1, round(rollout.compress * rollout.steps))):
+            yield (
+                f"{a.timesteps} noise levels of {levels} cannot be",
+                f"give algorithm.timesteps={levels} or more steps",
+            )
+        if self.grouping.min_length > self.batch.group_size:
+            yield "a chain cannot be longer than its group", f"give grouping.min_length={self.batch.group_size}"
+        if max(self.optimizer.betas) >= 1:
+            yield "an optimiser that forgets nothing learns nothing", "give optimizer.betas=[0.9,0.999]"
+
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         policy_gradient = self.algorithm.name in ("flow-grpo", "grpo-guard")
@@ -207,6 +240,8 @@ class Recipe(Part):
                 f"{self.algorithm.name} needs noise: an ODE step has no probability; "
                 "give rollout.dynamics=flow-sde and rollout.noise_level=0.7, or algorithm.name=nft"
             )
+        for wrong, mend in self._misfits(policy_gradient):
+            raise ValueError(f"{wrong}; {mend}")
         plain = [reward.use for reward in self.rewards if reward.weight != 1]
         if plain and self.grouping.kind in ("grpo", "ucpg"):
             raise ValueError(

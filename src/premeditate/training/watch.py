@@ -21,7 +21,7 @@ class Tally:
 
     def add(self, name: str, values: Tensor) -> None:
         """`values`: any number of them, of any shape; none still makes the name known."""
-        flat = values.detach().double().flatten().cpu()
+        flat = values.detach().flatten().cpu().double()
         parts = [len(flat), float(flat.sum()), float((flat**2).sum()), float(((flat == 0) | (flat == 1)).sum())]
         kept = self._sums.setdefault(name, [0.0] * 4)
         self._sums[name] = [a + b for a, b in zip(kept, parts, strict=True)]
@@ -57,12 +57,16 @@ class Watch:
         self.patience = patience
         self._idle = 0
         self._rewards: list[float] = []
-        self._best: dict[str, list[float]] = {}  # held-out name -> [best mean, training reward at the time]
+        self._first: float | None = None
+        self._best: dict[
+            str, tuple[float, float | None]
+        ] = {}  # held-out name -> [best mean, training reward at the time]
 
     def step(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
         """(problem, mend) where the run should end: no informative group in `patience` steps."""
         rewards = [v for k, v in figures.items() if k.startswith("reward/")]
         self._rewards = [*self._rewards, sum(rewards) / max(1, len(rewards))][-20:]
+        self._first = self._rewards[0] if self._first is None else self._first
         self._idle = 0 if figures.get("groups/informative", 0) > 0 else self._idle + 1
         if self._idle < self.patience:
             return None
@@ -74,14 +78,16 @@ class Watch:
     def evaluation(self, step: int, figures: Mapping[str, float]) -> list[str]:
         """Warnings: a held-out figure fell out of its best interval while the training reward went on rising."""
         said = []
-        now = sum(self._rewards) / len(self._rewards) if self._rewards else -math.inf
+        now = sum(self._rewards) / len(self._rewards) if self._rewards else None
         for name, value in figures.items():
-            if not name.startswith("eval/") or f"{name}/low" not in figures:
+            if not name.startswith("eval/") or name == "eval/coverage" or f"{name}/low" not in figures:
                 continue
-            best, reward = self._best.setdefault(name, [value, now])
+            best, reward = self._best.setdefault(name, (value, now))
             if value >= best:
-                self._best[name] = [value, now]
-            elif figures[f"{name}/high"] < best and now > reward:
+                self._best[name] = (value, now)
+                continue
+            reward = self._first if reward is None else reward  # the best was before the first step
+            if figures[f"{name}/high"] < best and now is not None and reward is not None and now > reward:
                 said.append(
                     f"step {step}: {name} is {value:.3f}, down from {best:.3f}, while the training reward rose: "
                     "the reward is being gamed, or the model harmed; stop, give a reward for it, or raise algorithm.kl"
@@ -89,8 +95,9 @@ class Watch:
         return said
 
     def state(self) -> dict[str, Any]:
-        return {"idle": self._idle, "rewards": self._rewards, "best": self._best}
+        return {"idle": self._idle, "rewards": self._rewards, "first": self._first, "best": self._best}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._idle, self._rewards = state["idle"], list(state["rewards"])
-        self._best = {name: list(pair) for name, pair in state["best"].items()}
+        self._first = state["first"]
+        self._best = {name: (pair[0], pair[1]) for name, pair in state["best"].items()}

@@ -1,7 +1,7 @@
 """Each reward normalised for itself: A_i = sum_k w_k (r_i^k - mean(r^k)) / std(r^k).
 
 GDPO (arXiv 2601.05242): rewards of different scales and spreads count alike. The paper then normalises over the batch;
-a group knows no batch, so that step is left to the caller.
+a group knows no batch, so that step is left out.
 """
 
 from __future__ import annotations
