@@ -87,7 +87,8 @@ def rewards(
     )
     if not any(value is not None for row in report.rows for pair in row.scores for value in pair):
         why = report.bad[0].problem if report.bad and not report.rows else report.statuses
-        raise ModelError(f"no edit of {len(report.rows) + len(report.bad)} pairs could be scored ({why})", "see above")
+        count = len(report.rows) + len(report.bad)
+        raise ModelError(f"no edit of {count} pairs could be scored ({why})", "mend that first")
     if diagram is not None:
         if report.reliability is None:
             raise NoDiagram("the judge answers no questions that can be checked", "use a checklist on the pairs micro")
