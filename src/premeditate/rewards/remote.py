@@ -136,6 +136,7 @@ class RemoteReward:
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
         until, failures, pause, first = time.monotonic() + self.timeout, 0, FIRST_WAIT, self._next
         self._next = (first + 1) % len(self._https)
+        before: EndpointError | None = None
         while True:
             http = self._https[(first + failures) % len(self._https)]
             try:
@@ -147,7 +148,9 @@ class RemoteReward:
                 rest = until - time.monotonic()
                 wait = pause if error.retry_after is None else max(error.retry_after, 0.01)
                 if error.kind in ("rejected", "denied") or failures >= self.tries or wait >= rest:
-                    raise
+                    # Where the last try had hardly any time left, what was wrong before says more.
+                    raise before if before is not None and error.kind == "timeout" and error.status is None else error
+                before = error
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, LONGEST_WAIT)
 

@@ -1,0 +1,228 @@
+"""Rewards on another machine: what the client does when servers break, and how it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from premeditate.errors import ModelError
+from premeditate.rewards.base import RewardError, Sample
+from premeditate.rewards.panel import Entry
+from premeditate.rewards.remote import RemoteReward
+from premeditate.trace import Verdict
+from support.command import premeditate
+from support.loopback import Loopback
+from support.reward_server import Faulty, Server, ask, counted, counting, score
+from support.rewards import WAIT, function, panel_of, samples
+
+# -- when it goes wrong -----------------------------------------------------------------------------------------------
+
+
+def faulty_score(server: Faulty, n: int = 2, **options: Any) -> list[Verdict]:
+    return score(RemoteReward.load(server.origin, wait=0, **options), samples(n))
+
+
+@pytest.mark.parametrize("faults", [["500", "reset"], ["html"], ["503"] * 5, []])
+def test_what_breaks_is_asked_again_with_the_same_key(faults: list[str]) -> None:
+    with Faulty(*faults) as server:
+        assert [v.scores for v in faulty_score(server)] == [{"score": 0.5}] * 2
+        assert len(server.keys) == len(faults) + 1 and len(set(server.keys)) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "calls", "said"),
+    [(["500"] * 3, 3, "CUDA out of memory"), (["reset"] * 3, 3, "broke off"), (["422"], 1, "422: no")],
+)
+def test_what_stays_broken_is_unavailable_and_never_0(faults: list[str], calls: int, said: str) -> None:
+    with Faulty(*faults) as server:
+        for verdict in faulty_score(server):
+            assert verdict.status == "unavailable" and verdict.scores == {} and said in verdict.reason
+        assert len(server.keys) == calls
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [{"status": "scored", "scores": {"score": 0.5}}],
+        [{"status": "fine", "scores": {}}] * 2,
+        [{"status": "scored", "scores": {"other": 0.5}}] * 2,
+        [{"status": "scored", "scores": {"score": math.inf}}] * 2,
+        [{"status": "scored", "scores": {"score": "high"}}] * 2,
+        "none",
+    ],
+)
+def test_answers_that_are_none_are_no_scores(results: Any) -> None:
+    with Faulty(results=results) as server:
+        assert {v.status for v in faulty_score(server, tries=1)} == {"unavailable"}
+
+
+def test_a_server_that_changes_its_rewards_ends_the_run() -> None:
+    with Faulty(dimensions=("score", "more")) as server:
+        with pytest.raises(RewardError, match="now scores score, more, not score"):
+            faulty_score(server)
+
+
+def test_a_busy_server_is_asked_until_the_time_is_up() -> None:
+    with Faulty(*["503"] * 10_000) as server:
+        verdicts = faulty_score(server, timeout=2)
+        assert verdicts[0].status == "unavailable" and "503" in verdicts[0].reason and len(server.keys) > 3
+
+
+def test_two_servers_share_the_work_and_one_may_die() -> None:
+    first, second = counted(), counted()
+    with Server(first[0]) as one, Server(second[0]) as two:
+        client = RemoteReward.load(f"{one.origin},{two.origin}", batch=1, wait=0)
+        assert [v.scores["score"] for v in score(client, samples(6))] == [0, 1, 2, 3, 4, 5]
+        assert sum(first[1]) == sum(second[1]) == 3
+        two._server.should_exit = two._server.force_exit = True
+        two._thread.join(WAIT)
+        assert {v.status for v in score(client, samples(6))} == {"scored"}
+
+
+def test_an_overloaded_server_says_come_back() -> None:
+    go = threading.Event()
+
+    def slow(ss: Sequence[Sample]) -> list[float]:
+        assert go.wait(WAIT)
+        return [1.0] * len(ss)
+
+    with (
+        Server(function(slow, name="s", concurrent=True), capacity=1, queue=1) as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        waiting = [pool.submit(server.post, ask()) for _ in range(2)]
+        while server.health().json()["in_flight"] < 2:
+            pass
+        turned = server.post(ask(), {"Idempotency-Key": "k"})
+        assert turned.status_code == 503 and turned.headers["retry-after"] == "1"
+        go.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+        assert server.post(ask(), {"Idempotency-Key": "k"}).status_code == 200  # the refusal is not remembered
+
+
+def test_what_a_reward_does_wrong_is_said() -> None:
+    broken = function(lambda ss: [1.0], name="broken")
+    slow = function(lambda ss: threading.Event().wait(WAIT), name="slow")
+    with Server(broken) as server:
+        answer = server.post(ask(0, 0))
+        assert answer.status_code == 500 and "1 values for 2 samples" in answer.text
+    with Server(Entry(slow, timeout=0.2)) as server:
+        result = server.post(ask()).json()["results"][0]
+        assert result["status"] == "unavailable" and "timed out" in result["reason"] and result["scores"] == {}
+    with Server(Entry(slow), seconds=0.2) as server:
+        assert server.post(ask()).status_code == 504
+
+
+def _mortal(pipe: Any) -> None:
+    """A server in a process of its own, which dies at its first sample as a machine does."""
+    with Server(function(lambda ss: os._exit(1), name="mortal")) as server:
+        pipe.send(server.origin)
+        threading.Event().wait(60)
+
+
+def test_a_server_that_dies_during_the_call_leaves_no_scores() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_mortal, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        assert ours.poll(120)
+        client = RemoteReward.load(ours.recv(), wait=0)
+        with panel_of(client) as panel:
+            scores = panel.score(samples(3))
+        process.join(WAIT)
+        assert process.exitcode == 1
+    finally:
+        process.kill()
+    assert np.isnan(scores.matrix).all() and scores.coverage == {"mortal": 0.0}
+    assert {row[0].status for row in scores.verdicts} == {"unavailable"}
+
+
+# -- how it is asked for ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("http://127.0.0.1:9", "cannot be reached"),
+        ("openai+http://127.0.0.1:9", "no reward dialect"),
+        ("http://127.0.0.1:9#m", "no models"),
+        ("http://127.0.0.1:9?steps=3", "no option 'steps'"),
+        ("http://127.0.0.1:9?batch=0", "batch is 0"),
+        ("http://127.0.0.1:9?timeout=0", "timeout is 0"),
+        ("http://u:p@127.0.0.1:9", "user or password"),
+    ],
+)
+def test_addresses_that_are_refused(spec: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        RemoteReward.load(spec, wait=0)
+
+
+def test_what_is_no_reward_server_is_told() -> None:
+    class Other(Loopback):
+        def __init__(self, body: Any) -> None:
+            super().__init__()
+            self.app.get("/health")(lambda: body)
+
+    about = {"protocol": 2, "name": "x", "dimensions": ["a"], "items": 1, "bytes": 1}
+    for body, said in (({"model": "x"}, "is no reward server"), (about, "version 2 of the protocol")):
+        with Other(body) as server, pytest.raises(ModelError, match=said):
+            RemoteReward.load(server.origin, wait=0)
+
+
+def test_a_server_may_start_later() -> None:
+    server = counting()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server._server.config.port = port
+    timer = threading.Timer(0.3, server.__enter__)
+    timer.start()
+    try:
+        assert RemoteReward.load(f"http://127.0.0.1:{port}", wait=60).dimensions == ("score",)
+    finally:
+        timer.join()
+        server.__exit__()
+
+
+def test_a_reward_is_opened_where_an_event_loop_runs() -> None:
+    async def inside(spec: str) -> tuple[str, ...]:
+        return RemoteReward.load(spec, wait=0).dimensions
+
+    with counting() as server:
+        assert asyncio.run(inside(server.origin)) == ("score",)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        "premeditate.serving.rewards.serve", lambda app, host, port, key: served.append((host, port, key))
+    )
+    done = premeditate("rewards", "serve", "exact", "preservation", "--port", "8123")
+    assert done.code == 0 and "exact.follow" in done.err and "http://127.0.0.1:8123" in done.err
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("rewards:\n  - {use: exact, name: truth}\n")
+    monkeypatch.setenv("PREMEDITATE_REWARD_KEY", "k3y\n")
+    done = premeditate("rewards", "serve", "--recipe", recipe, "--host", "0.0.0.0")
+    assert done.code == 0 and "truth.keep" in done.err and "k3y" not in done.err
+    assert served == [("127.0.0.1", 8123, None), ("0.0.0.0", 8100, "k3y")]
+    monkeypatch.delenv("PREMEDITATE_REWARD_KEY")
+    for words, said in (
+        ((), "say which rewards"),
+        (("exact", "--recipe", recipe), "say which rewards"),
+        (("exact", "--host", "0.0.0.0"), "set a key in PREMEDITATE_REWARD_KEY"),
+    ):
+        done = premeditate("rewards", "serve", *words)
+        assert done.code == 2 and said in done.err
+    assert premeditate("rewards", "serve", "exakt").code == 5
