@@ -136,6 +136,9 @@ class Trainer:
         for name, column, there in zip(scores.names, matrix.T, present.T, strict=True):
             tally.add(f"reward/{name}", column[there])
         tally.add("coverage", torch.cat([~part[:, some].isnan().any(1) for part, some in parts]).float())
+        for name, column in zip(scores.rewards, zip(*scores.statuses, strict=True), strict=True):
+            tally.add(f"coverage/{name}", torch.tensor([float(status == "scored") for status in column]))
+            tally.add(f"seconds/reward/{name}", torch.tensor([scores.seconds[name]]))
         tally.add("groups/informative", torch.tensor([float(mask.any()) for _, mask in found]))
         tally.add("samples/kept", torch.cat([mask for _, mask in found]).float())
         spread = [part[:, some].sum(1) for part, some in parts]

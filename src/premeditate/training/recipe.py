@@ -31,7 +31,8 @@ class Lora(Part):
 
 
 class Model(Part):
-    """The editor that is trained. `base`: a SPEC (preset, folder, hub id). `lora` None: all of the transformer.
+    """The editor that is trained. `base`: a SPEC (preset, folder, hub id); `revision`: of a hub id. `lora` None: all of
+    the transformer.
 
     `size`: the working area is about size x size. `text_tokens`: prompts are padded to this many tokens, where the
     model's attention sees padding (FLUX); None: as the pipeline does it; "real": not padded at all, which costs least
@@ -39,6 +40,7 @@ class Model(Part):
     """
 
     base: str = "micro-base"
+    revision: str | None = None
     size: Count = 64
     lora: Lora | None = Lora()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

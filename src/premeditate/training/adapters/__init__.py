@@ -22,7 +22,7 @@ ADAPTERS: dict[str, type[FlowAdapter]] = {
 }
 
 
-def load_adapter(spec: str, model: Model, *, revision: str | None = None) -> FlowAdapter:
+def load_adapter(spec: str, model: Model) -> FlowAdapter:
     """The editor that `spec` names (a preset, a folder or a hub id), ready to be trained as `model` says; `model.base`
     is not looked at.
 
@@ -32,11 +32,11 @@ def load_adapter(spec: str, model: Model, *, revision: str | None = None) -> Flo
     preset = resolve("editor", spec)
     folder = Path(preset.spec)
     options = {**(read_sidecar(folder, SIDECAR_OPTIONS) if folder.is_dir() else {}), **preset.options}
-    kind = find_adapter(preset.spec, revision)
+    kind = find_adapter(preset.spec, model.revision)
     device = pick_device(model.device)
     loading = {key: options[key] for key in ("lora", "lora_scale", "scheduler") if key in options}
     pipeline = load_pipeline(
-        preset.spec, device=device, dtype=pick_dtype(model.dtype, device), revision=revision, **loading
+        preset.spec, device=device, dtype=pick_dtype(model.dtype, device), revision=model.revision, **loading
     )
     if "lora" in loading:
         pipeline.fuse_lora(components=["transformer"])
