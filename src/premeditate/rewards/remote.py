@@ -149,7 +149,9 @@ class RemoteReward:
                 wait = pause if error.retry_after is None else max(error.retry_after, 0.01)
                 if error.kind in ("rejected", "denied") or failures >= self.tries or wait >= rest:
                     # Where the last try had hardly any time left, what was wrong before says more.
-                    raise before if before is not None and error.kind == "timeout" and error.status is None else error
+                    if before is not None and error.kind == "timeout" and error.status is None:
+                        raise before from None
+                    raise
                 before = error
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, LONGEST_WAIT)
