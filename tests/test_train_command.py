@@ -75,7 +75,7 @@ def test_a_run(tmp_path: Path, trained: list[dict[str, Any]]) -> None:
     assert "step 3/3" in done.err and "left" in done.err
     assert "trained" in done.out and f"{tmp_path}/run/export" in done.out and "no held-out tasks" in done.out
     assert "after      success 0.400 [0.300, 0.500]" in done.out
-    assert f"--editor-option lora={tmp_path}/run/export" in done.out
+    assert f"{tmp_path}/run/export/README.md" in done.out
 
 
 def test_json_is_one_object(tmp_path: Path, trained: list[dict[str, Any]]) -> None:

@@ -186,6 +186,7 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path, told: dict[str, An
     alone = recipe(**{**told, "sharding": {"kind": "none"}})
     with tiny_flow.panel_of(alone) as panel:
         one = trainer(alone, panel, tasks=rows(4, wide=True), held_out=3)
+        start = weights(one)
         figures = steps(one, 3)
         held_out = one.evaluate()
     ran = subprocess.run(
@@ -195,8 +196,8 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path, told: dict[str, An
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    # Three steps of Adam are 3e-2 long, whatever the gradient: rounding shows where there is next to none.
-    torch.testing.assert_close(two["weights"], weights(one), rtol=0, atol=2e-3)
+    # Adam's steps are of one length whatever the gradient: where there is next to none, rounding decides.
+    assert (two["weights"] - weights(one)).norm() < 1e-2 * (weights(one) - start).norm()
     for mine, its in zip(figures, two["figures"], strict=True):
         rewards = [name for name in mine if name.startswith("reward/")]
         for name in ("loss", "gradient_norm", "rollout_forwards", "groups/informative", *rewards):

@@ -222,11 +222,7 @@ def _show(recipe: Recipe, found: Mapping[str, Any], seconds: float) -> None:
         line(console, when, "  ".join(evaluated(figures)) or "[dim]no held-out tasks[/dim]")
     line(console, "export", say(str(found["export"])))
     line(console, "record", say(str(found["out"])))
-    if recipe.model.lora is not None:
-        option = (
-            f"premeditate edit IMAGE INSTRUCTION --editor {recipe.model.base} --editor-option lora={found['export']}"
-        )
-        line(console, "try", say(option))
+    line(console, "try", say(f"how to load it: {found['export']}/README.md"))
 
 
 # -- before it runs ---------------------------------------------------------------------------------------------------
