@@ -8,7 +8,7 @@ checkpointing 4 forwards' work, else 3.
 
 from __future__ import annotations
 
-from premeditate.training.memory import GIB, predict
+from premeditate.training.flow.memory import GIB, predict
 
 RANKS = {"flux-kontext": 32, "qwen-image-edit-2511": 64}
 

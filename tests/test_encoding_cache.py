@@ -14,11 +14,11 @@ from PIL import Image
 
 from premeditate.datasets.tasks import TaskRow
 from premeditate.errors import WriteError
-from premeditate.training import cache
-from premeditate.training.adapters.kontext import KontextAdapter
-from premeditate.training.adapters.qwen_image_edit import QwenImageEditPlusAdapter
-from premeditate.training.cache import EncodingCache, build
 from premeditate.training.data import DataError
+from premeditate.training.flow import cache
+from premeditate.training.flow.adapters.kontext import KontextAdapter
+from premeditate.training.flow.adapters.qwen_image_edit import QwenImageEditPlusAdapter
+from premeditate.training.flow.cache import EncodingCache, build
 from support.adapter_conformance import picture
 from support.tiny_editor import build_kontext
 from support.tiny_pipelines import build_qwen_edit_plus

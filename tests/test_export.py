@@ -23,9 +23,9 @@ from premeditate.editors.pipelines import load_pipeline
 from premeditate.errors import ModelError, WriteError
 from premeditate.microworld.dataset import explicit
 from premeditate.presets import load_editor
-from premeditate.training.adapters import ADAPTERS, load_adapter
-from premeditate.training.export import WEIGHTS, ModelCard, export_full, export_lora, gathered, write
-from premeditate.training.lora import add_lora
+from premeditate.training.flow.adapters import ADAPTERS, load_adapter
+from premeditate.training.flow.export import WEIGHTS, ModelCard, export_full, export_lora, gathered, write
+from premeditate.training.flow.lora import add_lora
 from premeditate.training.recipe import Lora, Recipe, Rollout
 from premeditate.training.recipe import Model as ModelRecipe
 from support.adapter_conformance import close, difference, euler, picture

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from premeditate.errors import ModelError
-from premeditate.training import shadow
+from premeditate.training.flow import shadow
+from premeditate.training.flow.lora import add_lora
+from premeditate.training.flow.memory import GIB, MemoryEstimate, as_json, estimate, lora_parameters, predict, said
+from premeditate.training.flow.published import PUBLISHED, Architecture, describe, published
+from premeditate.training.flow.shadow import Ledger, Work, census
 from premeditate.training.geometry import Geometry
-from premeditate.training.lora import add_lora
-from premeditate.training.memory import GIB, MemoryEstimate, as_json, estimate, lora_parameters, predict, said
-from premeditate.training.published import PUBLISHED, Architecture, describe, published
 from premeditate.training.recipe import Lora, Recipe
-from premeditate.training.shadow import Ledger, Work, census
 
 FLUX = ("FluxTransformer2DModel", {
     "patch_size": 1, "in_channels": 16, "num_layers": 3, "num_single_layers": 4, "attention_head_dim": 16,

@@ -13,12 +13,12 @@ from PIL import Image
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.base import Sample
 from premeditate.rewards.panel import Panel, build_panel
-from premeditate.training.adapters.kontext import KontextAdapter
 from premeditate.training.distributed import World, shard
-from premeditate.training.flow_policy import FlowPolicy, Tasks
+from premeditate.training.flow.adapters.kontext import KontextAdapter
+from premeditate.training.flow.lora import add_lora
+from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.journal import Journal
 from premeditate.training.loop import Parts, Trainer
-from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Recipe
 
 from .tiny_editor import build_kontext

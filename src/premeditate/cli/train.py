@@ -242,8 +242,8 @@ def _dry_run(recipe: Recipe, devices: int, json_output: bool) -> None:
     unknown, memory, passes = "", None, 1
     with console.status("[dim]counting[/dim]") if waiting else nullcontext():
         with quiet("diffusers", "transformers", loading=True):
-            from premeditate.training import memory as estimator
-            from premeditate.training.published import describe
+            from premeditate.training.flow import memory as estimator
+            from premeditate.training.flow.published import describe
 
             try:
                 architecture = describe(recipe.model.base)

@@ -15,17 +15,18 @@ from premeditate.datasets.tasks import TaskRow
 from premeditate.engine.pooled import pooled
 from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.panel import Panel, build_panel
-from premeditate.training import checkpoint, export
-from premeditate.training.adapters import FlowAdapter, load_adapter
-from premeditate.training.adapters.base import fingerprint
-from premeditate.training.cache import EncodingCache
+from premeditate.training import checkpoint
 from premeditate.training.data import data_hash, load_rows
 from premeditate.training.distributed import World, shard
-from premeditate.training.flow_policy import FlowPolicy, Tasks
+from premeditate.training.flow import export
+from premeditate.training.flow.adapters import FlowAdapter, load_adapter
+from premeditate.training.flow.adapters.base import fingerprint
+from premeditate.training.flow.cache import EncodingCache
+from premeditate.training.flow.lora import add_lora
+from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
 from premeditate.training.loop import Parts, Trainer
-from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Recipe
 
 Say = Callable[[str], None]

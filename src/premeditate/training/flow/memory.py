@@ -10,9 +10,9 @@
         optimiser        its intermediate values, one for each trained parameter
     and the runtime      CUDA's context and kernels
 
-Parameters and activations are counted on the real classes, run without contents (`premeditate.training.shadow`). Text
-encoders are gone by then: they are needed before, while the tasks are encoded, which `encoding` says. The allocator's
-gaps are not foreseen; leave some percent.
+Parameters and activations are counted on the real classes, run without contents (`premeditate.training.flow.shadow`).
+Text encoders are gone by then: they are needed before, while the tasks are encoded, which `encoding` says. The
+allocator's gaps are not foreseen; leave some percent.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from premeditate.local import pick_device
-from premeditate.training import shadow
+from premeditate.training.flow import shadow
+from premeditate.training.flow.published import Architecture, describe, published
 from premeditate.training.geometry import REPLAYED, Geometry, windows
-from premeditate.training.published import Architecture, describe, published
 from premeditate.training.recipe import Lora, Recipe
 
 GIB = 1 << 30

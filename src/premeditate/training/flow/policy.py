@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.base import Sample
-from premeditate.rl.flow import Trajectory, compress, sample, window
+from premeditate.rl.flow import compress, sample, window
 from premeditate.rl.losses import Loss
 from premeditate.trace import Task
-from premeditate.training.adapters.base import FlowAdapter
 from premeditate.training.data import sample_seed
 from premeditate.training.distributed import World
 from premeditate.training.ema import Ema
 from premeditate.training.errors import TrainingError
-from premeditate.training.lora import merged, reference
-from premeditate.training.objectives import Objective, make_objective
+from premeditate.training.flow.adapters.base import FlowAdapter
+from premeditate.training.flow.lora import merged, reference
+from premeditate.training.flow.objectives import Objective, Sampled, make_objective
 from premeditate.training.policy import Place, Policy, Rollout, Rows
 from premeditate.training.recipe import Recipe
 
@@ -62,17 +62,6 @@ class Tasks:
         row = self.rows[i]
         task = Task(id=row.id, images=(), instruction=row.instruction, meta=row.meta)
         return Sample(task=task, source=row.images[0], edit=edit, group=group)
-
-
-@dataclass
-class Sampled:
-    """Groups of one shape. `members`: edits of each. `encodings`: one per group."""
-
-    key: Hashable
-    places: Sequence[Place]
-    members: int
-    encodings: list[Mapping[str, Tensor]]
-    trajectory: Trajectory
 
 
 class FlowPolicy(Policy):

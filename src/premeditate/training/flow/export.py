@@ -17,7 +17,7 @@ from premeditate.errors import ModelError
 from premeditate.files import write_atomic, write_error
 from premeditate.local import SIDECAR
 from premeditate.presets import EDITORS, resolve
-from premeditate.training.adapters.base import FlowAdapter
+from premeditate.training.flow.adapters.base import FlowAdapter
 from premeditate.training.recipe import Recipe
 
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -10,9 +10,9 @@ from premeditate.editors.pipelines import LIBRARIES, load_pipeline
 from premeditate.errors import ModelError
 from premeditate.local import load_failure, pick_device, pick_dtype, quiet, read_sidecar
 from premeditate.presets import resolve
-from premeditate.training.adapters.base import Batch, FlowAdapter
-from premeditate.training.adapters.kontext import KontextAdapter
-from premeditate.training.adapters.qwen_image_edit import QwenImageEditAdapter, QwenImageEditPlusAdapter
+from premeditate.training.flow.adapters.base import Batch, FlowAdapter
+from premeditate.training.flow.adapters.kontext import KontextAdapter
+from premeditate.training.flow.adapters.qwen_image_edit import QwenImageEditAdapter, QwenImageEditPlusAdapter
 from premeditate.training.recipe import Model
 
 __all__ = ["ADAPTERS", "Batch", "FlowAdapter", "load_adapter"]

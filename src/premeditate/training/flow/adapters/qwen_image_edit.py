@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from premeditate.training.adapters.base import NEGATIVE, FlowAdapter, Grid
+from premeditate.training.flow.adapters.base import NEGATIVE, FlowAdapter, Grid
 
 POSITIONS = 4096
 """The rotary table of the transformer: texts start in it behind half the longest side of the pictures."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from premeditate.editors.pipelines import prompt_tokens, text_limit
 from premeditate.errors import ModelError
-from premeditate.training.adapters.base import NEGATIVE, FlowAdapter, Grid
+from premeditate.training.flow.adapters.base import NEGATIVE, FlowAdapter, Grid
 
 
 class KontextAdapter(FlowAdapter):

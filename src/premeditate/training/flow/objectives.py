@@ -11,22 +11,49 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from premeditate.rl import losses
-from premeditate.rl.flow import StepResult, noised, step
+from premeditate.rl.flow import StepResult, Trajectory, noised, step
 from premeditate.rl.losses import Loss
-from premeditate.training.policy import Rollout, Rows, micro_batches
-from premeditate.training.recipe import Algorithm
+from premeditate.training.distributed import World
+from premeditate.training.ema import Ema
+from premeditate.training.flow.adapters.base import FlowAdapter
+from premeditate.training.policy import Place, Rollout, Rows, micro_batches
+from premeditate.training.recipe import Algorithm, Recipe
 
-if TYPE_CHECKING:
-    from premeditate.training.flow_policy import FlowPolicy, Sampled
+
+class Sampler(Protocol):
+    """What an objective asks of the policy that it is the objective of."""
+
+    recipe: Recipe
+    adapter: FlowAdapter
+    world: World
+    old: Ema | None
+
+    def schedule(self, encoding: Mapping[str, Tensor], step: int) -> tuple[Tensor, tuple[int, ...]]: ...
+    def generators(self, sampled: Sampled, purpose: str) -> list[torch.Generator]: ...
+    def sampling(self) -> AbstractContextManager[Any]: ...
+    def idle(self, reference: bool) -> Tensor: ...
+    def reference_velocity(self, x: Tensor, sigma: Tensor, batch: Any) -> Tensor: ...
+
+
+@dataclass
+class Sampled:
+    """Groups of one shape. `members`: edits of each. `encodings`: one per group."""
+
+    key: Hashable
+    places: Sequence[Place]
+    members: int
+    encodings: list[Mapping[str, Tensor]]
+    trajectory: Trajectory
 
 
 @dataclass
@@ -68,7 +95,7 @@ class Objective(ABC):
     stochastic = False
     follows = False
 
-    def __init__(self, algorithm: Algorithm, policy: FlowPolicy) -> None:
+    def __init__(self, algorithm: Algorithm, policy: Sampler) -> None:
         self.algorithm, self.policy = algorithm, policy
 
     @property
@@ -294,8 +321,8 @@ class Pairs(Forward):
         return Loss(found.values, found.metrics)
 
 
-def make_objective(algorithm: Algorithm, policy: FlowPolicy) -> Objective:
-    kinds: dict[str, Callable[[Algorithm, FlowPolicy], Objective]] = {
+def make_objective(algorithm: Algorithm, policy: Sampler) -> Objective:
+    kinds: dict[str, Callable[[Algorithm, Sampler], Objective]] = {
         "flow-grpo": Replay,
         "grpo-guard": Replay,
         "nft": Forward,

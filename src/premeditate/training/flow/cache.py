@@ -20,8 +20,8 @@ from torch import Tensor
 from premeditate.datasets.tasks import TaskRow
 from premeditate.errors import ModelError
 from premeditate.files import write_atomic
-from premeditate.training.adapters.base import FlowAdapter
 from premeditate.training.data import DataError, prompt_of
+from premeditate.training.flow.adapters.base import FlowAdapter
 
 SHARD = 64
 FORMAT = 1
