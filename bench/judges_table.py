@@ -1,0 +1,299 @@
+"""Checklist against interval scores, both from the same model: a table of pairwise accuracy and of noise.
+
+    python bench/judges_table.py [--reasoners micro micro-base] [--n 100] [--seeds 0 1 2] [--repeats 2]
+                                 [--json docs/results/judges.json]
+
+Pairs are of the micro world and the exact checker says which edit is better (`premeditate.microworld.pairs`); a seed is
+another set of `--n` pairs. A checklist's score is the mean of follow, keep and quality, an interval score the published
+sqrt(SC PQ) / 10; both lie in [0, 1]. The checklist is written once per task, greedily, and is the same for all ways.
+Sampled ways are asked `--repeats` times with other seeds: accuracy is that of the first time, the variance is that
+between the times. Intervals are 95 %: Wilson's over all seeds' pairs, for variances a bootstrap over pairs.
+
+Two rows show what is left to reach: the checklist with the right questions and answers, and the interval scores that
+the model was taught to give (10 less 3 for each wrong cell, 10 less 3 for each that is not sharp), by the checker.
+
+With --json, finished parts are kept there, and a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from premeditate import presets
+from premeditate.benchmarks.reward_models.pairwise import Accuracy, accuracy, label
+from premeditate.benchmarks.reward_models.repeats import spread
+from premeditate.benchmarks.reward_models.run import evaluate
+from premeditate.microworld.checker import decode_arrays
+from premeditate.microworld.pairs import micro_pairs
+from premeditate.microworld.verifier import ExactVerifier
+from premeditate.prompts.terse import Terse
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.rewards.base import Reward, Sample
+from premeditate.rewards.checklist import ChecklistVerifier
+from premeditate.rewards.checklists.builder import ChecklistBuilder
+from premeditate.rewards.judges.viescore import VIEScore
+from premeditate.rewards.verified import VerifiedReward
+from premeditate.trace import Verdict
+
+APART = 1_000
+"""Between the seeds of two repeats; votes take consecutive ones."""
+DRAWS = 2_000
+"""Of a bootstrap."""
+
+
+class Sampled:
+    """A reasoner whose greedy answers in words are sampled instead: for a checklist of one sampled answer each."""
+
+    def __init__(self, reasoner: Reasoner, temperature: float, seed: int) -> None:
+        self.reasoner, self.temperature, self.seed = reasoner, temperature, seed
+        self.name, self.prompts = reasoner.name, reasoner.prompts
+
+    async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]:
+        return await self.reasoner.chat([replace(r, temperature=self.temperature, seed=self.seed) for r in requests])
+
+
+class Planned:
+    """A reasoner that criticises an edit knowing its own plan, as the loop has it, and not the bare instruction."""
+
+    def __init__(self, reasoner: Reasoner) -> None:
+        self.reasoner, self.name, self.prompts = reasoner, reasoner.name, reasoner.prompts
+
+    async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]:
+        """Every request is `VIEScore`'s: "critique : INSTRUCTION | prompt : INSTRUCTION"."""
+        terse = Terse()
+        told = [r.text.removeprefix("critique : ").split(" | prompt : ")[0] for r in requests]
+        asked = [replace(r, images=r.images[:1], text=terse.plan(t)) for r, t in zip(requests, told, strict=True)]
+        plans = [terse.parse_plan(done.text).steps for done in await self.reasoner.chat(asked)]
+        texts = [terse.critique(t, plan or [t]) for t, plan in zip(told, plans, strict=True)]
+        return await self.reasoner.chat([replace(r, text=text) for r, text in zip(requests, texts, strict=True)])
+
+
+class ExactInterval:
+    """The interval score that the tiny reasoner was taught to give, without a mistake."""
+
+    name, dimensions = "interval without mistakes", ("overall",)
+
+    async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
+        codes, sharp, _ = decode_arrays(np.stack([np.asarray(s.edit.convert("RGB")) for s in samples]))
+        target = np.array([s.task.meta["microworld"]["target"] for s in samples])
+        parts = [np.maximum(0, 10 - 3 * bad.sum(1)) for bad in (sharp & (codes != target), ~sharp)]
+        scores = np.sqrt(parts[0] * parts[1]) / 10
+        return [Verdict(status="scored", scores={"overall": float(x)}, verifier=self.name) for x in scores]
+
+
+class Weighted:
+    """A checklist reward that hands on the mean p(yes) of a dimension instead of its share of yes."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.name, self.dimensions = reward, f"{reward.name}, p(yes)", reward.dimensions
+
+    async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
+        return [v.model_copy(update={"scores": v.weighted}) for v in await self.reward.score(samples)]
+
+
+@dataclass(frozen=True)
+class Way:
+    """`make(seed)`: the reward. A way without samples says the same each time and is asked once."""
+
+    name: str
+    make: Callable[[int], Reward]
+    sampled: bool = True
+
+
+def ways(spec: str, votes: int, temperature: float) -> list[Way]:
+    reasoner: Any = presets.load_reasoner(spec)
+    builder = ChecklistBuilder(reasoner)
+
+    def checklist(verifier: ChecklistVerifier) -> VerifiedReward:
+        return VerifiedReward(verifier, builder=builder)
+
+    at = {"temperature": temperature}
+    return [
+        Way("checklist without mistakes", lambda seed: VerifiedReward(ExactVerifier()), sampled=False),
+        Way("interval without mistakes", lambda seed: ExactInterval(), sampled=False),
+        Way("interval, greedy", lambda seed: VIEScore(reasoner), sampled=False),
+        Way("interval, greedy, told its own plan", lambda seed: VIEScore(Planned(reasoner)), sampled=False),
+        Way("checklist, label probabilities", lambda seed: checklist(ChecklistVerifier(reasoner)), sampled=False),
+        Way("checklist, mean p(yes)", lambda seed: Weighted(checklist(ChecklistVerifier(reasoner))), sampled=False),
+        Way("interval, 1 sample", lambda seed: VIEScore(reasoner, seed=seed, **at)),
+        Way("checklist, 1 sample", lambda seed: checklist(
+            ChecklistVerifier(Sampled(reasoner, temperature, seed), probabilities=False))),
+        Way(f"interval, mean of {votes}", lambda seed: VIEScore(reasoner, k=votes, seed=seed, **at)),
+        Way(f"checklist, {votes} votes", lambda seed: checklist(
+            ChecklistVerifier(reasoner, k=votes, seed=seed, probabilities=False, **at))),
+    ]  # fmt: skip
+
+
+def measure(way: Way, n: int, seed: int, repeats: int) -> dict[str, Any]:
+    """One way on one set of pairs. `scores` [R][n][2]."""
+    pairs = micro_pairs(n, seed)
+    start = time.process_time()
+    found: dict[str, Any] = {"preference": [p.preference for p in pairs], "scores": [], "statuses": {}}
+    for repeat in range(repeats if way.sampled else 1):
+        checker = ExactVerifier() if repeat == 0 else None
+        report = evaluate(way.make(APART * repeat), pairs, checker=checker, data="micro")
+        found["scores"].append([row.scores[0] for row in report.rows])
+        for status, count in report.statuses.items():
+            found["statuses"][status] = found["statuses"].get(status, 0) + count
+        if report.agreement:
+            found["answers"] = report.agreement["all"].to_json()
+    found["cpu_seconds"] = time.process_time() - start
+    return found
+
+
+def right(parts: Sequence[dict[str, Any]], ties: Any = "wrong") -> Accuracy:
+    """Of the first repeat."""
+    said = [label(*pair) for part in parts for pair in part["scores"][0]]
+    return accuracy(said, [p for part in parts for p in part["preference"]], ties)
+
+
+def noise(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Variance of an edit's score between repeats, its interval, and the share of all variance about the edits."""
+    if len(parts[0]["scores"]) < 2:
+        return None
+    scores = np.concatenate([np.array(part["scores"], dtype=np.float64) for part in parts], axis=1)  # [R, pairs, 2]
+    rng = np.random.default_rng(0)
+    variance = _variance(scores)
+    drawn = [np.nanmean(variance[rng.integers(0, len(variance), len(variance))]) for _ in range(DRAWS)]
+    told = spread(scores.reshape(len(scores), -1))
+    changed = scores[0] != scores[1]
+    both = ~np.isnan(scores[:2]).any(0)
+    return {**told.to_json(), "low": float(np.quantile(drawn, 0.025)), "high": float(np.quantile(drawn, 0.975)),
+            "changed": float(changed[both].mean())}  # fmt: skip
+
+
+def _variance(scores: Any) -> Any:
+    """Over repeats, NaN for an edit with fewer than two scores."""
+    there = ~np.isnan(scores)
+    count = there.sum(0)
+    mean = np.where(there, scores, 0).sum(0) / np.maximum(count, 1)
+    squares = np.where(there, (scores - mean) ** 2, 0).sum(0)
+    return np.where(count > 1, squares / np.maximum(count - 1, 1), np.nan)
+
+
+def against(interval: Sequence[dict[str, Any]], checklist: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of the checklist less that of the interval scores, on the pairs that both scored; ties wrong."""
+    gains = []
+    for one, other in zip(interval, checklist, strict=True):
+        for a, b, truth in zip(one["scores"][0], other["scores"][0], one["preference"], strict=True):
+            said = label(*a), label(*b)
+            if None not in said:
+                gains.append((said[1] == truth) - (said[0] == truth))
+    values, rng = np.array(gains, dtype=np.float64), np.random.default_rng(0)
+    drawn = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"difference": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = right(parts)
+    counts: dict[str, int] = {}
+    for part in parts:
+        for status, count in part["statuses"].items():
+            counts[status] = counts.get(status, 0) + count
+    return {
+        "accuracy": found.to_json(), "half": right(parts, "half").to_json(), "seeds": [right([p]).value for p in parts],
+        "statuses": counts, "noise": noise(parts), "cpu_seconds": sum(p["cpu_seconds"] for p in parts),
+        "answers_agree": [p["answers"]["agree"]["value"] for p in parts if "answers" in p],
+    }  # fmt: skip
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    acc, half, spoken = found["accuracy"], found["half"], found["noise"]
+    cells = [
+        name,
+        f"**{percent(acc['value'])}** [{percent(acc['low'])}, {percent(acc['high'])}]",
+        ", ".join(map(percent, found["seeds"])),
+        percent(half["value"]),
+        percent(acc["ties"] / max(1, acc["n"])),
+        percent(acc["coverage"]),
+        *((f"{spoken['variance']:.4f} [{spoken['low']:.4f}, {spoken['high']:.4f}]", percent(spoken["changed"]),
+           f"{spoken['reliability']:.3f}") if spoken else ("0", "0", "1")),
+        f"{found['cpu_seconds']:.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """Markdown. `figures[reasoner][way]`: a summary."""
+    lines = []
+    for spec, found in figures.items():
+        pairs = next(iter(found.values()))["accuracy"]["asked"]
+        lines += [
+            f"`{spec}`, {pairs} pairs:", "",
+            "| judge | accuracy, % | each seed | ties half | judge ties, % | coverage, % | variance over repeats "
+            "| edits whose score changed, % | reliability | CPU s |",
+            "|---" * 10 + "|",
+            *(line(name, one) for name, one in found.items()), "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--reasoners", nargs="+", default=["micro", "micro-base"], help="SPECs that both judges use")
+    options.add_argument("--n", type=int, default=100, help="pairs of each seed")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--repeats", type=int, default=2, help="of each sampled way")
+    options.add_argument("--votes", type=int, default=3)
+    options.add_argument("--temperature", type=float, default=0.7)
+    options.add_argument("--json", type=Path, help="keep the figures there")
+    args = options.parse_args()
+    if args.n < 1 or args.repeats < 2:
+        options.error("give at least one pair and two repeats")
+
+    import torch
+
+    torch.set_num_threads(1)
+    settings = {k: getattr(args, k) for k in ("n", "seeds", "repeats", "votes", "temperature")}
+    kept = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    if kept and kept["settings"] != settings:
+        options.error(f"{args.json} holds figures of other settings ({kept['settings']}); name another file")
+    parts: dict[str, Any] = kept.get("parts", {})
+    figures: dict[str, dict[str, Any]] = {}
+    compared: dict[str, dict[str, Any]] = {}
+    for spec in args.reasoners:
+        mine: dict[str, list[dict[str, Any]]] = {}
+        for way in ways(spec, args.votes, args.temperature):
+            for seed in args.seeds:
+                key = f"{spec} / {way.name} / {seed}"
+                if key not in parts:
+                    parts[key] = measure(way, args.n, seed, args.repeats)
+                    print(f"{key}: {right([parts[key]])}", file=sys.stderr, flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps({"settings": settings, "parts": parts}) + "\n")
+            mine[way.name] = [parts[f"{spec} / {way.name} / {seed}"] for seed in args.seeds]
+            figures.setdefault(spec, {})[way.name] = summary(mine[way.name])
+        compared[spec] = {f"{b} - {a}": against(mine[a], mine[b]) for a, b in (
+            ("interval, greedy", "checklist, label probabilities"), ("interval, 1 sample", "checklist, 1 sample"),
+            (f"interval, mean of {args.votes}", f"checklist, {args.votes} votes"),
+        )}  # fmt: skip
+    if args.json:
+        done = {"settings": settings, "figures": figures, "compared": compared, "parts": parts}
+        args.json.write_text(json.dumps(done) + "\n")
+    print(table(figures))
+    for spec, found in compared.items():
+        for name, one in found.items():
+            print(f"{spec}, {name}: {100 * one['difference']:+.1f} points [{100 * one['low']:+.1f}, "
+                  f"{100 * one['high']:+.1f}] on {one['n']} pairs")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
