@@ -1,12 +1,13 @@
 """How a recipe names a judge: `NAME:SPEC` or `NAME[option=value,...]:SPEC`.
 
-viescore, editscore, digits    SPEC is the reasoner's
-editreward                     SPEC is a folder
+viescore, editscore, digits, rrm    SPEC is the reasoner's
+editreward                          SPEC is a folder
 
     viescore:https://host:8000/v1
     viescore[dimensions=follow+keep+quality]:org/model
     editscore[k=8,reduction=average_first]:org/model
     digits[least_mass=0.8]:org/model
+    rrm[mode=verify,dimensions=follow+keep]:org/model
     editreward:/models/editreward
 """
 
@@ -23,6 +24,7 @@ from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.base import Reward
 from premeditate.rewards.judges.digits import DigitScore
 from premeditate.rewards.judges.editscore import EditScore
+from premeditate.rewards.judges.rrm import RRM
 from premeditate.rewards.judges.viescore import VIEScore
 
 
@@ -37,6 +39,7 @@ ASKING: dict[str, tuple[Callable[..., Reward], dict[str, Callable[[str], Any]]]]
     "viescore": (VIEScore, {**_COMMON, "top": int}),
     "editscore": (EditScore, {**_COMMON, "score_range": int, "reduction": str}),
     "digits": (DigitScore, {"least_mass": float, "name": str}),
+    "rrm": (RRM, {**_COMMON, "mode": str}),
 }
 """Judges that ask a reasoner, and how their options are read."""
 HEADS: dict[str, Callable[[str], Any]] = {"device": str, "dtype": str, "max_batch": int, "scale": str, "name": str}
