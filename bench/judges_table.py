@@ -1,6 +1,6 @@
 """Checklist against interval scores, both from the same model: a table of pairwise accuracy and of noise.
 
-    python bench/judges_table.py [--reasoners micro micro-base] [--n 100] [--seeds 0 1 2] [--repeats 2]
+    python bench/judges_table.py [--reasoners micro micro-base] [--n 80] [--seeds 0 1 2] [--repeats 2]
                                  [--json docs/results/judges.json]
 
 Pairs are of the micro world and the exact checker says which edit is better (`premeditate.microworld.pairs`); a seed is
@@ -12,12 +12,13 @@ between the times. Intervals are 95 %: Wilson's over all seeds' pairs, for varia
 Two rows show what is left to reach: the checklist with the right questions and answers, and the interval scores that
 the model was taught to give (10 less 3 for each wrong cell, 10 less 3 for each that is not sharp), by the checker.
 
-With --json, finished parts are kept there, and a run that was cut off goes on.
+With --json, every score is kept there until all are measured, so that a run that was cut off goes on; then the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -45,6 +46,7 @@ from premeditate.rewards.checklist import ChecklistVerifier
 from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.judges.viescore import VIEScore
 from premeditate.rewards.verified import VerifiedReward
+from premeditate.stats import Rate
 from premeditate.trace import Verdict
 
 APART = 1_000
@@ -54,14 +56,19 @@ DRAWS = 2_000
 
 
 class Sampled:
-    """A reasoner whose greedy answers in words are sampled instead: for a checklist of one sampled answer each."""
+    """A reasoner whose greedy answers in words are sampled instead, each request with noise of its own. (The judges'
+    own votes have the same seeds for all questions and edits, so their noise is alike.)"""
 
     def __init__(self, reasoner: Reasoner, temperature: float, seed: int) -> None:
         self.reasoner, self.temperature, self.seed = reasoner, temperature, seed
         self.name, self.prompts = reasoner.name, reasoner.prompts
 
     async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]:
-        return await self.reasoner.chat([replace(r, temperature=self.temperature, seed=self.seed) for r in requests])
+        return await self.reasoner.chat([replace(r, temperature=self.temperature, seed=self._of(r)) for r in requests])
+
+    def _of(self, request: ChatRequest) -> int:
+        parts = [f"{self.seed} {request.text}".encode(), *(image.tobytes() for image in request.images)]
+        return int.from_bytes(hashlib.sha256(b"\0".join(parts)).digest()[:4], "big") >> 1
 
 
 class Planned:
@@ -127,7 +134,7 @@ def ways(spec: str, votes: int, temperature: float) -> list[Way]:
         Way("interval, greedy, told its own plan", lambda seed: VIEScore(Planned(reasoner)), sampled=False),
         Way("checklist, label probabilities", lambda seed: checklist(ChecklistVerifier(reasoner)), sampled=False),
         Way("checklist, mean p(yes)", lambda seed: Weighted(checklist(ChecklistVerifier(reasoner))), sampled=False),
-        Way("interval, 1 sample", lambda seed: VIEScore(reasoner, seed=seed, **at)),
+        Way("interval, 1 sample", lambda seed: VIEScore(Sampled(reasoner, temperature, seed))),
         Way("checklist, 1 sample", lambda seed: checklist(
             ChecklistVerifier(Sampled(reasoner, temperature, seed), probabilities=False))),
         Way(f"interval, mean of {votes}", lambda seed: VIEScore(reasoner, k=votes, seed=seed, **at)),
@@ -206,7 +213,8 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "accuracy": found.to_json(), "half": right(parts, "half").to_json(), "seeds": [right([p]).value for p in parts],
         "statuses": counts, "noise": noise(parts), "cpu_seconds": sum(p["cpu_seconds"] for p in parts),
-        "answers_agree": [p["answers"]["agree"]["value"] for p in parts if "answers" in p],
+        "answers": Rate(sum(p["answers"]["agree"]["k"] for p in parts), sum(p["answers"]["agree"]["n"] for p in parts)
+                        ).to_json() if "answers" in parts[0] else None,
     }  # fmt: skip
 
 
@@ -248,7 +256,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--reasoners", nargs="+", default=["micro", "micro-base"], help="SPECs that both judges use")
-    options.add_argument("--n", type=int, default=100, help="pairs of each seed")
+    options.add_argument("--n", type=int, default=80, help="pairs of each seed")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--repeats", type=int, default=2, help="of each sampled way")
     options.add_argument("--votes", type=int, default=3)
@@ -285,8 +293,8 @@ def main() -> int:
             (f"interval, mean of {args.votes}", f"checklist, {args.votes} votes"),
         )}  # fmt: skip
     if args.json:
-        done = {"settings": settings, "figures": figures, "compared": compared, "parts": parts}
-        args.json.write_text(json.dumps(done) + "\n")
+        done = {"settings": settings, "figures": figures, "compared": compared}
+        args.json.write_text(json.dumps(done, indent=1) + "\n")
     print(table(figures))
     for spec, found in compared.items():
         for name, one in found.items():
