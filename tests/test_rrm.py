@@ -76,7 +76,7 @@ def one(reward: Reward, asked: Sample | None = None) -> Verdict:
 def test_each_mode_asks_for_its_parts_and_for_the_rules(mode: Mode) -> None:
     text = judge("make the hat red", ITEMS, mode)
     assert ("between <think>" in text) == (mode != "verify") and ('"average: a"' in text) == (mode != "think")
-    assert "each of the 3 principles" in text or mode == "think"
+    assert "in order from 1 to 3" in text or mode == "think"
     for rule in ("cannot tell, it is not met", "or nearly so, did nothing: its score is 0", "not simply their average",
                  "0: of no use. 5: usable in part. 8: usable", "Left and right", "<score>s</score>"):  # fmt: skip
         assert rule in text

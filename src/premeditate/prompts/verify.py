@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -81,7 +82,7 @@ small merits.
 _THINK = """First think, between <think> and </think>: what the instruction requires with all that it implies, what \
 differs between the two pictures, and for each principle what you see that decides it, beginning with its number. \
 Where a place matters, give its box as [left, top, right, bottom], as fractions of the picture."""
-_VERDICTS = """one line for each of the {count} principles, in order, as its number, a colon, and 1 (met) or 0 (not \
+_VERDICTS = """one line for each principle, in order from 1 to {count}: its number, a colon, and 1 (met) or 0 (not \
 met); then the average of these, as "average: a"; then"""
 _LAST = """the score s, as <score>s</score>, and nothing after it."""
 
@@ -209,8 +210,8 @@ def _points(thought: str) -> dict[int, str]:
             parts.append((int(match[1]), []))
         if parts:
             parts[-1][1].append(line)
-    numbers = [number for number, _ in parts]
-    return {number: " ".join(lines) for number, lines in parts if numbers.count(number) == 1}
+    times = Counter(number for number, _ in parts)
+    return {number: " ".join(lines) for number, lines in parts if times[number] == 1}
 
 
 def _stated(lines: Sequence[str]) -> float | None:
