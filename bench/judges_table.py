@@ -126,7 +126,7 @@ def ways(spec: str, votes: int, temperature: float) -> list[Way]:
     def checklist(verifier: ChecklistVerifier) -> VerifiedReward:
         return VerifiedReward(verifier, builder=builder)
 
-    at = {"temperature": temperature}
+    at: dict[str, Any] = {"temperature": temperature}
     return [
         Way("checklist without mistakes", lambda seed: VerifiedReward(ExactVerifier()), sampled=False),
         Way("interval without mistakes", lambda seed: ExactInterval(), sampled=False),
