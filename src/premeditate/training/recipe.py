@@ -66,7 +66,7 @@ class Data(Part):
 class Reward(Part):
     """One reward of the panel. `use`: "module:attribute" (a reward, or what makes one, or a plain function of samples),
     "preservation", "exact", "reasoner:SPEC" (a checklist answered by that reasoner), another judge ("viescore:SPEC",
-    "editscore:SPEC", "digits:SPEC", "editreward:FOLDER") or the address of a served panel ("http://host:port")."""
+    "editscore:SPEC", "digits:SPEC", "rrm:SPEC", "editreward:FOLDER") or the address of a served panel ("http://host:port")."""
 
     use: str
     weight: float = 1.0
