@@ -13,13 +13,9 @@ rows with the same padding say what the rest brings.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peer_loop as peer
+from figures import Figure, conclude, options, timed
 
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.base import Sample
@@ -156,30 +153,9 @@ def bare(ours: Ours) -> Callable[[], None]:
     return run
 
 
-@dataclass
-class Figure:
-    what: str
-    value: float
-    wanted: float
-    least: bool = True
-
-    @property
-    def reached(self) -> bool:
-        return self.value >= self.wanted if self.least else self.value <= self.wanted
-
-    def __str__(self) -> str:
-        sign = ">=" if self.least else "<="
-        return f"{'reached' if self.reached else 'MISSED '}  {self.what}: {self.value:.3g} ({sign} {self.wanted:g})"
-
-
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=int, default=5, help="epochs of each way (default 5)")
-    options.add_argument("--quick", action="store_true", help="one epoch of each: a look, within 50 s")
-    options.add_argument("--json", action="store_true", help="print one JSON object")
-    args = options.parse_args()
-    torch.set_num_threads(1)
-    rows, repeats = tasks(), 1 if args.quick else args.repeats
+    args = options(__doc__)
+    rows = tasks()
     say: Callable[[str], None] = (lambda line: None) if args.json else print
     with build_panel(recipe("flow-grpo", text="real").rewards) as panel:
         ways: dict[str, Callable[[], Any]] = {}
@@ -195,13 +171,9 @@ def main() -> int:
             ways[f"bare forwards, {padding}"] = bare(run)
             ways[f"{FEWER}, {padding}"] = Ours(recipe("flow-grpo", text=text, share=True, fewer=True), rows, panel).step
             ways[f"NFT at 2 levels, {padding}"] = Ours(recipe("nft", text=text, timesteps=2), rows, panel).step
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for round_ in range(repeats + (0 if args.quick else 1)):
-            for name, way in ways.items():
-                start = time.process_time()
-                way()
-                if args.quick or round_:  # the first round warms up
-                    seconds[name].append(time.process_time() - start)
+        if not args.quick:
+            timed(ways, 1)  # warms up
+        seconds = timed(ways, args.repeats)
         start_figures = same_start(rows, panel)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     times = {name: median[PLAIN_NFT if "NFT" in name else PLAIN] / value for name, value in median.items()}
@@ -221,14 +193,7 @@ def main() -> int:
         Figure("relative difference of the first gradient", start_figures["gradient"], 1e-3, least=False),
         Figure("replayed minus sampled log-probability", start_figures["replay"], 1e-6, least=False),
     ]  # fmt: skip
-    good = sum(figure.reached for figure in figures)
-    if args.json:
-        print(json.dumps({"seconds": seconds, "median": median, "repeats": repeats, "torch": torch.__version__,
-                          "figures": [{**vars(f), "reached": f.reached} for f in figures]}))  # fmt: skip
-    for figure in figures:
-        say(str(figure))
-    say(f"{good} of {len(figures)} figures reached")
-    return 0 if good == len(figures) else 1
+    return conclude(figures, args, seconds=seconds, median=median)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,19 @@ brings its own pictures. Exits with 1 where a figure is missed.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from figures import Figure, conclude, options, timed
 from PIL import Image
 
 from premeditate.microworld.models.reasoner_build import CHAT_TEMPLATE, build_tokenizer
@@ -122,31 +120,9 @@ def ways(folder: Path, sample: Sample) -> dict[str, Callable[[], list[float]]]:
     }
 
 
-@dataclass
-class Figure:
-    what: str
-    value: float
-    wanted: float
-    least: bool = True
-
-    @property
-    def reached(self) -> bool:
-        return self.value >= self.wanted if self.least else self.value <= self.wanted
-
-    def __str__(self) -> str:
-        sign = ">=" if self.least else "<="
-        return f"{'reached' if self.reached else 'MISSED '}  {self.what}: {self.value:.3g} ({sign} {self.wanted:g})"
-
-
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=int, default=5, help="of each way (default 5)")
-    options.add_argument("--quick", action="store_true", help="one of each: a look, within 50 s")
-    options.add_argument("--json", action="store_true", help="print one JSON object")
-    args = options.parse_args()
-    torch.set_num_threads(1)
+    args = options(__doc__)
     transformers.logging.disable_progress_bar()
-    repeats = 1 if args.quick else args.repeats
     say: Callable[[str], None] = (lambda line: None) if args.json else print
     seconds: dict[int, dict[str, list[float]]] = {}
     figures: list[Figure] = []
@@ -155,13 +131,8 @@ def main() -> int:
         folder = build(Path(name))
         for size in SIZES:
             every = ways(folder, sample(size))
-            seconds[size] = {way: [] for way in every}
             said: dict[str, Any] = {way: run() for way, run in every.items()}  # warms up, too
-            for _ in range(repeats):
-                for way, run in every.items():
-                    start = time.process_time()
-                    run()
-                    seconds[size][way].append(time.process_time() - start)
+            seconds[size] = timed(every, args.repeats)
             median = {way: statistics.median(found) for way, found in seconds[size].items()}
             rates[size] = {way: len(said[way]) / value for way, value in median.items()}
             for way, rate in rates[size].items():
@@ -174,14 +145,7 @@ def main() -> int:
                 Figure(f"{size} px: largest difference of p(yes)", float(abs(values[1:] - values[0]).max()), EQUAL,
                        least=False),
             ]  # fmt: skip
-    good = sum(figure.reached for figure in figures)
-    if args.json:
-        print(json.dumps({"items_per_second": rates, "seconds": seconds, "repeats": repeats, "torch": torch.__version__,
-                          "figures": [{**vars(f), "reached": f.reached} for f in figures]}))  # fmt: skip
-    for figure in figures:
-        say(str(figure))
-    say(f"{good} of {len(figures)} figures reached")
-    return 0 if good == len(figures) else 1
+    return conclude(figures, args, items_per_second=rates, seconds=seconds)
 
 
 if __name__ == "__main__":
