@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from premeditate.cli.train import Progress, evaluated, stepped
+from premeditate.cli.steps import Progress, evaluated, stepped
 from premeditate.config import load_config, shipped
 from premeditate.errors import ExitCode
 from premeditate.training import checkpoint

@@ -6,8 +6,8 @@ a line.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -55,19 +55,16 @@ def line(console: Console, label: str, text: str, style: str = "bold") -> None:
     console.print(f"[{style}]{label:<{LABEL}}[/{style}]{text}", soft_wrap=True, highlight=False)
 
 
-class Progress(AbstractContextManager["Progress"]):
-    """Give it to the engine as `on_event`. `label`: what the line says while the models are loaded."""
+class Waiting:
+    """A line that changes while the block lasts, on a terminal; elsewhere, and with `quiet`, nothing."""
 
-    def __init__(self, console: Console, label: str = "loading the models") -> None:
-        self.console = console
-        self.seen = 0  # events; none where the whole edit was in the store already
+    def __init__(self, console: Console, label: str, *, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
         # FORCE_COLOR asks for colour in a file or a CI log, but an animation there would only be noise.
-        fancy = console.file.isatty() and not console.is_dumb_terminal
+        fancy = not quiet and console.file.isatty() and not console.is_dumb_terminal
         self.status: Status | None = console.status(f"[dim]{label}[/dim]", spinner="dots") if fancy else None
-        unicode = (console.encoding or "").lower().startswith("utf")
-        self.yes, self.no, self.none = ("✓", "✗", "?") if unicode else ("+", "x", "?")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.status:
             self.status.start()
         return self
@@ -77,6 +74,16 @@ class Progress(AbstractContextManager["Progress"]):
     ) -> None:
         if self.status:
             self.status.stop()
+
+
+class Progress(Waiting):
+    """Give it to the engine as `on_event`. `label`: what the line says while the models are loaded."""
+
+    def __init__(self, console: Console, label: str = "loading the models") -> None:
+        super().__init__(console, label)
+        self.seen = 0  # events; none where the whole edit was in the store already
+        unicode = (console.encoding or "").lower().startswith("utf")
+        self.yes, self.no, self.none = ("✓", "✗", "?") if unicode else ("+", "x", "?")
 
     def line(self, label: str, text: str, style: str = "bold") -> None:
         line(self.console, label, text, style)

@@ -7,9 +7,8 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,14 +17,7 @@ from premeditate.cli.guard import guarded
 from premeditate.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from premeditate.training.recipe import Recipe
-
-LINE = 10.0
-"""Seconds between two lines of progress, where there is no terminal to draw on."""
-SHOWN = 4
-"""Rewards on a line of progress."""
 
 
 @guarded
@@ -84,6 +76,7 @@ def _command(recipe: str, overrides: list[str], out: Path | None) -> str:
 def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again: str) -> None:
     from rich.console import Console
 
+    from premeditate.cli.steps import Progress
     from premeditate.errors import PremeditateError
     from premeditate.local import quiet
     from premeditate.training import trackers
@@ -123,97 +116,12 @@ def _how_to_go_on(out: Path, again: str) -> str:
     return f"the last checkpoint is of step {step}; go on with: {again}"
 
 
-# -- while it runs ----------------------------------------------------------------------------------------------------
-
-
-class Progress(AbstractContextManager["Progress"]):
-    """A run on a console: a line that changes on a terminal, else one every `LINE` seconds. Evaluations and notices
-    stay. `quiet`: nothing."""
-
-    def __init__(self, recipe: Recipe, console: Console, *, quiet: bool = False) -> None:
-        self.recipe, self.console, self.quiet = recipe, console, quiet
-        self.began = time.monotonic()
-        self._first: tuple[int, float] | None = None  # step and time of the first step of this process
-        self._said = -LINE
-        fancy = not quiet and console.file.isatty() and not console.is_dumb_terminal
-        self.status = console.status("[dim]loading the model[/dim]", spinner="dots") if fancy else None
-
-    def __enter__(self) -> Progress:
-        if self.status:
-            self.status.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self.status:
-            self.status.stop()
-
-    def notice(self, text: str) -> None:
-        from premeditate.cli.progress import line, say
-
-        if not self.quiet:
-            line(self.console, "", say(text), "dim")
-
-    def figures(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
-        """A step or an evaluation that is done."""
-        from premeditate.cli.progress import line
-
-        if self.quiet:
-            return
-        if kind == "eval":
-            line(self.console, f"step {step}", "  ".join(evaluated(figures)) or "[dim]nothing was scored[/dim]")
-        elif kind == "step":
-            self._step(step, figures)
-
-    def _step(self, step: int, figures: Mapping[str, float]) -> None:
-        from premeditate.cli.board import duration
-
-        now = time.monotonic()
-        self._first = self._first or (step, now)
-        parts = [f"step {step}/{self.recipe.steps}", *stepped(figures)]
-        if step > self._first[0]:
-            pace = (now - self._first[1]) / (step - self._first[0])
-            parts.append(f"{duration(pace * (self.recipe.steps - step))} left")
-        if self.status:
-            self.status.update(f"[dim]{'  '.join(parts)}[/dim]")
-        elif now - self._said >= LINE or step == self.recipe.steps:
-            self._said = now
-            self.console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
-
-
-def evaluated(figures: Mapping[str, float]) -> list[str]:
-    """The held-out figures of an evaluation with their intervals."""
-    found = []
-    for name, value in figures.items():
-        if name.startswith("eval/") and not name.endswith(("/low", "/high", "/n")) and name != "eval/coverage":
-            low, high = (figures.get(f"{name}/{side}") for side in ("low", "high"))
-            interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-            found.append(f"{name.removeprefix('eval/')} {value:.3f}{interval}")
-    if figures.get("eval/coverage", 1.0) < 1:
-        found.append(f"{figures['eval/coverage']:.0%} scored")
-    return found
-
-
-def stepped(figures: Mapping[str, float]) -> list[str]:
-    """What matters of a step."""
-    rewards = [f"{k.removeprefix('reward/')} {v:.3f}" for k, v in figures.items() if k.startswith("reward/")]
-    found = rewards[:SHOWN]
-    if "groups/informative" in figures:
-        found.append(f"{figures['groups/informative']:.0%} of groups inform")
-    if figures.get("coverage", 1.0) < 1:
-        found.append(f"{figures['coverage']:.0%} scored")
-    found += [f"{name} {figures[name]:.3g}" for name in ("loss", "kl") if name in figures]
-    if seconds := [v for k, v in figures.items() if k in ("seconds/sample", "seconds/reward", "seconds/update")]:
-        found.append(f"{sum(seconds):.2g} s")
-    return found
-
-
 def _show(recipe: Recipe, found: Mapping[str, Any], seconds: float) -> None:
     from rich.console import Console
 
     from premeditate.cli.board import duration
     from premeditate.cli.progress import line, say
+    from premeditate.cli.steps import evaluated
 
     console = Console()
     line(console, "trained", f"{found['steps']} steps in {duration(seconds)}")
