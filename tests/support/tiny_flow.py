@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from PIL import Image
 from premeditate.datasets.tasks import TaskRow
 from premeditate.rewards.base import Sample
 from premeditate.rewards.panel import Panel, build_panel
-from premeditate.training.distributed import World, shard
+from premeditate.training.distributed import World
+from premeditate.training.editor import prepare
 from premeditate.training.flow.adapters.kontext import KontextAdapter
-from premeditate.training.flow.lora import add_lora
 from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.journal import Journal
 from premeditate.training.loop import Parts, Trainer
@@ -89,16 +88,7 @@ def trainer(
     world, tasks = world or World(), tasks or rows()
     adapter = KontextAdapter(build_kontext(), size=recipe.model.size, text_tokens=recipe.model.text_tokens)
     encodings = [adapter.encode(row.images, row.instruction) for row in tasks]
-    if recipe.model.lora is None:
-        adapter.transformer.requires_grad_(True)
-    else:
-        add_lora(adapter.transformer, recipe.model.lora, seed=recipe.seed)
-    frozen = None
-    if recipe.model.lora is None and (recipe.algorithm.kl or recipe.algorithm.name == "dpo"):
-        frozen = copy.deepcopy(adapter.transformer).requires_grad_(False)
-    if recipe.sharding.kind == "fsdp":
-        for network in filter(None, (adapter.transformer, frozen)):
-            shard(network, world)
+    frozen = prepare(adapter.transformer, recipe, world)
     known = Tasks(adapter, tasks, encodings)
     policy = FlowPolicy(recipe, known, known if held_out else None, world, frozen)
     return Trainer(recipe, Parts(policy, panel, panel, len(tasks), held_out), world, out, journal)

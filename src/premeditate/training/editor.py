@@ -71,14 +71,15 @@ def train(
         policy, base = build_policy(recipe, rows, held_out, world, say=tell)
         if world.first:
             journal = Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
-        made_of = {"the base model's weights": base, "the training tasks": data_hash(rows)}
+        data = data_hash(rows)
+        made_of = {"the base model's weights": base, "the training tasks": data}
         parts = Parts(policy, panels[0], panels[-1], len(rows), len(held_out), made_of)
         trainer = Trainer(recipe, parts, world, out, journal)
         if saved is not None:
             trainer.restore(saved)
             tell(f"going on from step {saved.step} of {recipe.steps}")
         trainer.run(recipe.steps)
-        found = _finish(trainer, policy.adapter, recipe, rows, tell)
+        found = _finish(trainer, policy.adapter, recipe, data, tell)
         world.leave()  # only now: one that fails ends at once, and torchrun ends the others
         return found
     finally:
@@ -106,17 +107,24 @@ def build_policy(
     )
     adapter.release()
     base = fingerprint({"transformer": adapter.transformer})
-    if recipe.model.lora is None:
-        adapter.transformer.requires_grad_(True)
-    else:
-        add_lora(adapter.transformer, recipe.model.lora, seed=recipe.seed)
+    return FlowPolicy(recipe, train, evaluation, world, prepare(adapter.transformer, recipe, world)), base
+
+
+def prepare(transformer: Any, recipe: Recipe, world: World) -> Any:
+    """Makes adapters, or all of the transformer, what is trained, and splits it over the world where the recipe says.
+    Returns a frozen copy of it as it was, where the objective asks for one and no adapters can be left out; else None.
+    """
     frozen = None
-    if recipe.model.lora is None and (recipe.algorithm.kl or recipe.algorithm.name == "dpo"):
-        frozen = copy.deepcopy(adapter.transformer).requires_grad_(False)
+    if recipe.model.lora is not None:
+        add_lora(transformer, recipe.model.lora, seed=recipe.seed)
+    else:
+        transformer.requires_grad_(True)
+        if recipe.algorithm.needs_reference:
+            frozen = copy.deepcopy(transformer).requires_grad_(False)
     if recipe.sharding.kind == "fsdp":
-        for network in filter(None, (adapter.transformer, frozen)):
+        for network in filter(None, (transformer, frozen)):
             shard(network, world)
-    return FlowPolicy(recipe, train, evaluation, world, frozen), base
+    return frozen
 
 
 def _reasoner(spec: str) -> Reasoner:
@@ -130,10 +138,8 @@ def _held_out(recipe: Recipe) -> list[TaskRow]:
     return load_rows(recipe.data.eval, recipe.data.eval_count, recipe.data.seed)
 
 
-def _finish(
-    trainer: Trainer, adapter: FlowAdapter, recipe: Recipe, rows: Sequence[TaskRow], say: Say
-) -> dict[str, Any]:
-    """Exports what was trained, with averaged weights where there are some."""
+def _finish(trainer: Trainer, adapter: FlowAdapter, recipe: Recipe, data: str, say: Say) -> dict[str, Any]:
+    """Exports what was trained, with averaged weights where there are some. `data`: the hash of its tasks."""
     folder = trainer.out / "export"
     history: list[dict[str, Any]] = []
     shown = recipe.model_copy(update={"out": Recipe().out})  # where it lay is nobody's business
@@ -141,7 +147,7 @@ def _finish(
         values = export.gathered(trainer.policy.module)
     if trainer.journal is not None:
         history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
-        card = {"recipe": dump_config(shown), "data": data_hash(rows), "tasks": len(rows), "evaluations": history,
+        card = {"recipe": dump_config(shown), "data": data, "tasks": trainer.parts.rows, "evaluations": history,
                 "picture": trainer.journal.curve()}  # fmt: skip
         export.write(adapter, folder, recipe, card, values=values)
         say(f"exported to {folder}")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from premeditate.config import ConfigError
 from premeditate.training.recipe import Recipe
 
-REPLAYED = ("flow-grpo", "grpo-guard")
 """Objectives that train on recorded stochastic steps."""
 
 
@@ -111,9 +110,9 @@ class Geometry:
 def rows_of_group(recipe: Recipe) -> int:
     """Every sample at each noise level that it is trained at: the window's steps, or algorithm.timesteps. For DPO a
     row is a pair, the best and the worst of the group."""
-    if recipe.algorithm.name == "dpo":
+    if recipe.algorithm.pairs:
         return recipe.algorithm.timesteps
-    levels = len(windows(recipe)[0]) if recipe.algorithm.name in REPLAYED else recipe.algorithm.timesteps
+    levels = len(windows(recipe)[0]) if recipe.algorithm.replays else recipe.algorithm.timesteps
     return recipe.batch.group_size * levels
 
 
@@ -123,7 +122,7 @@ def windows(recipe: Recipe) -> list[tuple[int, ...]]:
     from premeditate.rl.flow import window
 
     count, w = min(recipe.steps, 1000), recipe.rollout.window
-    if recipe.algorithm.name not in REPLAYED:
+    if not recipe.algorithm.replays:
         return [()] * count
     try:
         return [
@@ -168,14 +167,13 @@ def forwards(recipe: Recipe, *, passes: int = 1, held_out: int | None = None) ->
     batch, rollout, algorithm = recipe.batch, recipe.rollout, recipe.algorithm
     members, n = batch.group_size, batch.groups * batch.group_size
     sampled = _mean(_steps_run(recipe))
-    pair = 2 if algorithm.name == "dpo" else 1
+    pair = 1 + algorithm.pairs
     rows = batch.groups * rows_of_group(recipe) * pair
-    follows = algorithm.name in ("nft", "awm")
-    old = rows if follows and (batch.updates > 1 or algorithm.old_decay > 0) else 0
-    reference = rows if algorithm.kl > 0 or pair == 2 else 0
+    old = rows if algorithm.follows and (batch.updates > 1 or algorithm.old_decay > 0) else 0
+    reference = rows if algorithm.needs_reference else 0
     tasks = 0 if recipe.data.eval is None else held_out if held_out is not None else recipe.data.eval_count or 0
     evaluation = tasks * (recipe.evaluation.steps or rollout.steps) / recipe.evaluation.every
-    trained = n * rollout.steps if follows else rows
+    trained = n * rollout.steps if algorithm.follows else rows
     phases = {
         "rollout": batch.groups * (sampled[0] * (1 if rollout.share_prefix else members) + sampled[1] * members),
         "old policy": old, "reference": reference, "update": 3 * rows, "evaluation": evaluation,

@@ -131,6 +131,26 @@ class Algorithm(Part):
     awm_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     awm_weight: Literal["one", "sigma"] = "one"
 
+    @property
+    def replays(self) -> bool:
+        """Whether recorded steps are trained on: only these have a probability, and a window."""
+        return self.name in ("flow-grpo", "grpo-guard")
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row of the loss is the best and the worst edit of a group."""
+        return self.name == "dpo"
+
+    @property
+    def follows(self) -> bool:
+        """Whether a moving average of the trained weights may sample."""
+        return self.name in ("nft", "awm")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the model before training is asked, too."""
+        return self.kl > 0 or self.pairs
+
 
 class Batch(Part):
     """`groups`: tasks in a step, over all devices. `group_size`: edits of each. `forward`: samples that one device runs
@@ -203,7 +223,7 @@ class Recipe(Part):
     logging: Logging = Logging()
     sharding: Sharding = Sharding()
 
-    def _misfits(self, policy_gradient: bool) -> Iterator[tuple[str, str]]:
+    def _misfits(self) -> Iterator[tuple[str, str]]:
         """(what cannot be, the mend) of settings that would be passed over, or fail only once all is loaded."""
         a, model, rollout = self.algorithm, self.model, self.rollout
         if model.dtype != "float32" and model.lora is None:
@@ -215,17 +235,17 @@ class Recipe(Part):
             yield "gradients vanish in float16", "give model.dtype=bfloat16 or model.dtype=float32"
         if rollout.dynamics == "cps" and rollout.noise_level > 1:
             yield f"cps knows no noise level of {rollout.noise_level:g}", "give rollout.noise_level=0.8"
-        if rollout.share_prefix and not policy_gradient:
+        if rollout.share_prefix and not a.replays:
             yield f"{a.name} has no window, so all edits of a group would be one", "give rollout.share_prefix=false"
-        if a.old_decay and a.name not in ("nft", "awm"):
+        if a.old_decay and not a.follows:
             yield f"{a.name} samples with the weights themselves", "give algorithm.old_decay=0"
-        if a.kl and a.name == "dpo":
+        if a.kl and a.pairs:
             yield "dpo holds the model near its start by itself", "give algorithm.kl=0, and another algorithm.beta"
-        if a.kl and not policy_gradient and a.kl_kind != "velocity":
+        if a.kl and not a.replays and a.kl_kind != "velocity":
             yield f"{a.name} has no steps to compare", "give algorithm.kl_kind=velocity"
         if a.name == "nft" and self.grouping.clip is None:
             yield "nft measures advantages by their limit", "give grouping.clip=5"
-        if not policy_gradient and a.timesteps > (levels := max(1, round(rollout.compress * rollout.steps))):
+        if not a.replays and a.timesteps > (levels := max(1, round(rollout.compress * rollout.steps))):
             yield (
                 f"{a.timesteps} noise levels of {levels} cannot be",
                 f"give algorithm.timesteps={levels} or more steps",
@@ -237,13 +257,13 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        policy_gradient = self.algorithm.name in ("flow-grpo", "grpo-guard")
-        if policy_gradient and (self.rollout.dynamics == "ode" or self.rollout.noise_level == 0):
+        replays = self.algorithm.replays
+        if replays and (self.rollout.dynamics == "ode" or self.rollout.noise_level == 0):
             raise ValueError(
                 f"{self.algorithm.name} needs noise: an ODE step has no probability; "
                 "give rollout.dynamics=flow-sde and rollout.noise_level=0.7, or algorithm.name=nft"
             )
-        for wrong, mend in self._misfits(policy_gradient):
+        for wrong, mend in self._misfits():
             raise ValueError(f"{wrong}; {mend}")
         plain = [reward.use for reward in self.rewards if reward.weight != 1]
         if plain and self.grouping.kind in ("grpo", "ucpg"):

@@ -27,7 +27,7 @@ import torch
 from premeditate.local import pick_device
 from premeditate.training.flow import shadow
 from premeditate.training.flow.published import Architecture, describe, published
-from premeditate.training.geometry import REPLAYED, Geometry, windows
+from premeditate.training.geometry import Geometry, windows
 from premeditate.training.recipe import Lora, Recipe
 
 GIB = 1 << 30
@@ -183,15 +183,14 @@ class _Plan:
     def of(cls, recipe: Recipe, made: Architecture, sources: int) -> _Plan:
         model, algorithm = recipe.model, recipe.algorithm
         side = max(1, model.size // made.compression)
-        replay, pairs = algorithm.name in REPLAYED, algorithm.name == "dpo"
         state = side * side * int(made.transformer[1]["in_channels"]) * 4
-        recorded = 3 * len(windows(recipe)[0]) if replay else 2 * algorithm.timesteps
+        recorded = 3 * len(windows(recipe)[0]) if algorithm.replays else 2 * algorithm.timesteps
         given = model.text_tokens
         text = made.text if given is None else REAL if given == "real" else given
         return cls(
             getattr(torch, model.dtype), ((side, side),) * (1 + sources), (2 * side, 2 * side), text,
-            passes(recipe, made), replay, algorithm.kl > 0 or pairs, 1 + pairs, state * (1 + recorded),
-            (side * made.compression) ** 2,
+            passes(recipe, made), algorithm.replays, algorithm.needs_reference, 1 + algorithm.pairs,
+            state * (1 + recorded), (side * made.compression) ** 2,
         )  # fmt: skip
 
 

@@ -90,17 +90,10 @@ Stacks = dict[Hashable, tuple[Stack, list[tuple[int, int]]]]
 
 
 class Objective(ABC):
-    """`stochastic`: its rollouts record steps. `follows`: may sample with a moving average of the trained weights."""
-
-    stochastic = False
-    follows = False
+    """What one algorithm trains on."""
 
     def __init__(self, algorithm: Algorithm, policy: Sampler) -> None:
         self.algorithm, self.policy = algorithm, policy
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.algorithm.kl > 0
 
     @property
     def on_policy(self) -> bool:
@@ -154,8 +147,6 @@ class Objective(ABC):
 class Replay(Objective):
     """Policy gradients over recorded steps: Flow-GRPO (arXiv 2505.05470) and GRPO-Guard (arXiv 2510.22319)."""
 
-    stochastic = True
-
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
         stacks = self.stacks(rollouts, advantages, masks)
         return self.each(stacks, lambda stack: len(stack.steps("sigmas")))
@@ -206,8 +197,6 @@ class Replay(Objective):
 
 class Forward(Objective):
     """Losses on finished samples made noisy: DiffusionNFT (arXiv 2509.16117) and AWM (arXiv 2509.25050)."""
-
-    follows = True
 
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
         stacks = self.stacks(rollouts, advantages, masks)
@@ -280,12 +269,6 @@ class Forward(Objective):
 
 class Pairs(Forward):
     """Online DPO: the best edit of a group against its worst (Diffusion-DPO, arXiv 2311.12908, on flow errors)."""
-
-    follows = False
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
 
     def rows(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor], masks: Sequence[Tensor]) -> Rows:
         keys: list[Hashable] = []

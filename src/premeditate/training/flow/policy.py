@@ -86,7 +86,7 @@ class FlowPolicy(Policy):
         self.frozen = frozen
         decay = recipe.algorithm.old_decay
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        self.old: Ema | None = Ema(trained, decay) if decay and self.objective.follows else None
+        self.old: Ema | None = Ema(trained, decay) if decay and recipe.algorithm.follows else None
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class FlowPolicy(Policy):
         """Noise levels [T+1] and the window of one step of training."""
         rollout = self.recipe.rollout
         sigmas = self.adapter.sigmas(encoding, rollout.steps)
-        if not self.objective.stochastic:
+        if not self.recipe.algorithm.replays:
             return compress(sigmas, (), rollout.compress)
         w = rollout.window
         chosen = window(w.kind, rollout.steps, size=w.size, first=w.first, last=w.last, every=w.every,
@@ -184,7 +184,7 @@ class FlowPolicy(Policy):
         return (
             self.objective.loss(rows, indices)
             if indices
-            else Loss(self.idle(self.objective.needs_reference).flatten()[:1] * 0, {})
+            else Loss(self.idle(self.recipe.algorithm.needs_reference).flatten()[:1] * 0, {})
         )
 
     def idle(self, reference: bool) -> Tensor:
