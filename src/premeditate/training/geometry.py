@@ -53,8 +53,7 @@ class Geometry:
 
     def slices(self, samples: int) -> list[range]:
         """`samples` of one shape cut into forwards of at most `forward`, as equal as can be."""
-        count = math.ceil(samples / self.forward)
-        return [range(k * samples // count, (k + 1) * samples // count) for k in range(count)]
+        return cut(samples, self.forward)
 
     # -- what follows -------------------------------------------------------------------------------------------------
 
@@ -105,6 +104,12 @@ class Geometry:
                         f"({self.groups_per_device // self.updates} groups x {self.rows})"),
             ("accumulation", f"{self.accumulation} micro-batches of at most {self.microbatch} rows"),
         ]  # fmt: skip
+
+
+def cut(count: int, most: int) -> list[range]:
+    """0..count-1 in parts of at most `most`, as equal as can be."""
+    parts = math.ceil(count / most)
+    return [range(k * count // parts, (k + 1) * count // parts) for k in range(parts)]
 
 
 def rows_of_group(recipe: Recipe) -> int:

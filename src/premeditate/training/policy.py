@@ -7,7 +7,6 @@ here, a token sequence for a reasoner.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from premeditate.rewards.base import Sample
 from premeditate.rl.losses import Loss
 from premeditate.training.distributed import World
+from premeditate.training.geometry import cut
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def micro_batches(rows: Rows, chosen: Sequence[int], most: int, world: World) ->
         by[rows.keys[i]].append(i)
     batches: list[Sequence[int]] = []
     for part in by.values():
-        count = math.ceil(len(part) / max(1, most // rows.samples))
-        batches += [part[k * len(part) // count : (k + 1) * len(part) // count] for k in range(count)]
+        batches += [[part[i] for i in some] for some in cut(len(part), max(1, most // rows.samples))]
     # Asked before the first forward: from then on all processes are in step.
     count = int(world.largest(len(batches)))
     yield from batches
