@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from premeditate.prompts import verify, verify_terse
 from premeditate.prompts.base import PromptSet
 from premeditate.prompts.general import General
 from premeditate.prompts.terse import Terse
@@ -17,4 +18,10 @@ def get(name: str) -> PromptSet:
     return _SETS[name]()
 
 
-__all__ = ["NAMES", "PromptSet", "get"]
+def verify_words(name: str) -> verify.Words:
+    """How a judge that reasons over principles is asked in the prompt set called `name`. Raises ValueError as `get`."""
+    get(name)
+    return verify_terse if name == Terse.name else verify
+
+
+__all__ = ["NAMES", "PromptSet", "get", "verify_words"]

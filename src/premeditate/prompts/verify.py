@@ -27,7 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from premeditate.prompts.base import clean
 from premeditate.prompts.checklists import plain
@@ -104,6 +104,16 @@ class Judged:
     def average(self) -> float | None:
         """The share of principles that are met, worked out from the verdicts; None without any."""
         return sum(self.verdicts) / len(self.verdicts) if self.verdicts else None
+
+
+class Words(Protocol):
+    """What this module's four functions are to a prompt set (`premeditate.prompts.verify_words`)."""
+
+    def judge(self, instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str: ...
+    def tokens(self, count: int, mode: Mode = "both") -> int: ...
+
+    def answer(self, score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str: ...
+    def parse(self, text: str, count: int, mode: Mode = "both") -> Judged: ...
 
 
 def check_mode(mode: str) -> Mode:

@@ -1,7 +1,7 @@
 """The judge that reasons over principles (Edit-RRM: Edit-R1, arXiv 2604.27505, section 3).
 
 The principles are a checklist. One answer holds a thought, a verdict v_k in {0, 1} per principle and a score s in
-[0, 10] (`premeditate.prompts.verify`). For pass i of k:
+[0, 10] (`premeditate.prompts.verify`, and `verify_terse` for small models trained on its words). For pass i of k:
 
     overall       mean_i s_i / 10
     follow, ...   mean_i of the share of v = 1 among the principles of that dimension
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from premeditate.errors import ModelError
-from premeditate.prompts import verify as words
+from premeditate.prompts import verify, verify_words
 from premeditate.prompts.general import DIMENSIONS
 from premeditate.prompts.verify import EVIDENCE, Judged, Mode
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
@@ -52,12 +52,9 @@ class PrincipleJudge:
         self, reasoner: Reasoner, *, mode: Mode = "both", dimensions: Sequence[str] = ("overall",),
         repeats: Repeats | None = None, name: str = "rrm",
     ) -> None:  # fmt: skip
-        """Raises `ModelError` for dimensions that the mode does not give and for a reasoner of the terse prompt set,
-        ValueError for another mode."""
-        self.mode = words.check_mode(mode)
-        if reasoner.prompts == "terse":
-            raise ModelError(f"{reasoner.name} speaks terse prompts, among which no question takes principles",
-                             "use viescore or reasoner, or another model")  # fmt: skip
+        """Raises `ModelError` for dimensions that the mode does not give, ValueError for another mode."""
+        self.mode = verify.check_mode(mode)
+        self.words = verify_words(reasoner.prompts)
         known = ("overall",) if self.mode == "think" else ("overall", *DIMENSIONS)
         self.dimensions = tuple(dimensions)
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
@@ -89,9 +86,9 @@ class PrincipleJudge:
         items = _items(sample)
         if not items:
             return []
-        text = words.judge(sample.task.instruction, items, self.mode)
+        text = self.words.judge(sample.task.instruction, items, self.mode)
         images = (sample.source, fitted(sample.edit, sample.source))
-        return self.repeats.of(ChatRequest(images, text, max_tokens=words.tokens(len(items), self.mode)))
+        return self.repeats.of(ChatRequest(images, text, max_tokens=self.words.tokens(len(items), self.mode)))
 
     def _opinion(self, items: Sequence[ChecklistItem], completions: Sequence[Completion]) -> Opinion:
         if not items:
@@ -118,7 +115,7 @@ class PrincipleJudge:
     def _pass(self, done: Completion, count: int) -> Judged:
         if done.error is not None:
             return Judged("unavailable", thought=done.error[:EVIDENCE])
-        return words.parse(done.text, count, self.mode)
+        return self.words.parse(done.text, count, self.mode)
 
     def _verdict(self, found: Opinion, seconds: float) -> Verdict:
         votes = [(part, found.votes[part].mean) for part in self.dimensions if part in found.votes]
@@ -178,7 +175,7 @@ def _items(sample: Sample) -> tuple[ChecklistItem, ...]:
 
 def _unit(one: Judged) -> float:
     assert one.score is not None
-    return one.score / words.TOP
+    return one.score / verify.TOP
 
 
 def _share(one: Judged, at: Sequence[int]) -> float:
