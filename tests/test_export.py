@@ -24,7 +24,8 @@ from premeditate.errors import ModelError, WriteError
 from premeditate.microworld.dataset import explicit
 from premeditate.presets import load_editor
 from premeditate.training.flow.adapters import ADAPTERS, load_adapter
-from premeditate.training.flow.export import WEIGHTS, ModelCard, export_full, export_lora, gathered, write
+from premeditate.training.distributed import gathered
+from premeditate.training.flow.export import WEIGHTS, ModelCard, export_full, export_lora, write
 from premeditate.training.flow.lora import add_lora
 from premeditate.training.recipe import Lora, Recipe, Rollout
 from premeditate.training.recipe import Model as ModelRecipe

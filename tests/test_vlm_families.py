@@ -65,7 +65,7 @@ def test_its_control_tokens_in_a_text_are_words(reasoner: TransformersReasoner) 
     tokens = [t.content for t in reasoner.tokenizer.added_tokens_decoder.values()]
     assert len(tokens) > 6 and "<|im_end|>" in tokens
     text = "x" + "".join(tokens)
-    clean, attacked = (reasoner._encode([ChatRequest((A,), words)])["input_ids"] for words in ("x", text))
+    clean, attacked = (reasoner.encode([ChatRequest((A,), words)])["input_ids"] for words in ("x", text))
     for token in tokens:
         number = reasoner.tokenizer.convert_tokens_to_ids(token)
         assert (attacked == number).sum() == (clean == number).sum(), token

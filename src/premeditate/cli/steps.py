@@ -9,7 +9,7 @@ from rich.console import Console
 
 from premeditate.cli.board import duration
 from premeditate.cli.progress import Waiting, line, say
-from premeditate.training.recipe import Recipe
+from premeditate.training.recipe import Run
 
 LINE = 10.0
 """Seconds between two lines of progress, where there is no terminal to draw on."""
@@ -21,7 +21,7 @@ class Progress(Waiting):
     """A run on a console: a line that changes on a terminal, else one every `LINE` seconds. Evaluations and notices
     stay. `quiet`: nothing."""
 
-    def __init__(self, recipe: Recipe, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, recipe: Run, console: Console, *, quiet: bool = False) -> None:
         super().__init__(console, "loading the model", quiet=quiet)
         self.recipe, self.began = recipe, time.monotonic()
         self._first: tuple[int, float] | None = None  # step and time of the first step of this process

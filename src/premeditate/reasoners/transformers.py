@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ class TransformersReasoner:
         config = model.config
         self._limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         found = (getattr(config, token, None) for token in VISION_TOKENS)
-        self._banned = sorted({token for token in found if isinstance(token, int)})
+        self.banned = sorted({token for token in found if isinstance(token, int)})
         self._shares = config.model_type in scoring.SHARED and hasattr(processor, "pixels_once")
         self._marks = config.model_type in FAMILIES
         self._controls = _controls(processor)
@@ -165,7 +165,7 @@ class TransformersReasoner:
         share = (time.perf_counter() - start) / len(requests)
         return [replace(completion, seconds=share) for completion in done]
 
-    def _encode(self, requests: Sequence[ChatRequest], *, once: bool = False) -> dict[str, Tensor]:
+    def encode(self, requests: Sequence[ChatRequest], *, once: bool = False) -> dict[str, Tensor]:
         """The processor's tensors, left-padded. `once`: a picture object that returns is turned into pixels once."""
         turns = [[{"role": "user", "content": [*({"type": "image", "image": image} for image in request.images),
                                                {"type": "text", "text": self._plain(request.text)}]}]
@@ -191,25 +191,29 @@ class TransformersReasoner:
         return text
 
     def _write(self, requests: list[ChatRequest], job: Job) -> list[Completion]:
+        written = self.generate(self.encode(requests), requests, job)
+        return [
+            Completion(self.tokenizer.decode(row[: request.max_tokens], skip_special_tokens=True).strip())
+            for request, row in zip(requests, written, strict=True)
+        ]
+
+    def generate(self, encoded: Mapping[str, Tensor], requests: Sequence[ChatRequest], job: Job) -> Tensor:
+        """The tokens [N, at most the largest max_tokens] written behind `encoded` (of `encode`), each row drawn from
+        softmax(logits / temperature) without the `banned` tokens; behind a row's end stand padding tokens."""
         from premeditate.reasoners.sampling import SeededNoise
 
-        encoded = self._encode(requests)
-        noise = SeededNoise([r.temperature for r in requests], [r.seed for r in requests], self._banned)
+        noise = SeededNoise([r.temperature for r in requests], [r.seed for r in requests], self.banned)
 
         def stop(ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
             job.check()
             return ids.new_zeros(len(ids), dtype=bool)
 
-        sequences = self.model.generate(
+        sequences: Tensor = self.model.generate(
             **encoded, max_new_tokens=max(r.max_tokens for r in requests), do_sample=False, temperature=None,
             top_p=None, top_k=None, logits_processor=[noise], stopping_criteria=[stop], num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
-        written = sequences[:, encoded["input_ids"].shape[1] :]
-        return [
-            Completion(self.tokenizer.decode(row[: request.max_tokens], skip_special_tokens=True).strip())
-            for request, row in zip(requests, written, strict=True)
-        ]
+        return sequences[:, encoded["input_ids"].shape[1] :]
 
     def _score(self, requests: list[ChatRequest], job: Job) -> list[Completion]:
         """Label probabilities. Questions about the same pictures share one pass over these (see `labels`)."""
@@ -230,7 +234,7 @@ class TransformersReasoner:
                 for start in range(0, len(flat), self.max_batch):
                     job.check()
                     part = [requests[i] for i in flat[start : start + self.max_batch]]
-                    found += scoring.plain(self.model, self._encode(part), labels)
+                    found += scoring.plain(self.model, self.encode(part), labels)
             done.update(zip(flat, found, strict=True))
         return [Completion(probabilities=done[i]) for i in range(len(requests))]
 
@@ -243,7 +247,7 @@ class TransformersReasoner:
             images = tuple(image.copy() for image in requests[indices[0]].images)
             rows += [replace(requests[i], images=images) for i in indices]
             owner += [s] * len(indices)
-        encoded = self._encode(rows, once=True)
+        encoded = self.encode(rows, once=True)
         pad = self.tokenizer.pad_token_id
         return scoring.shared(self.model, encoded, owner, labels, pad, self.max_batch, job.check)
 

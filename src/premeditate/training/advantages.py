@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from premeditate.rl import grouping
@@ -11,14 +12,23 @@ from premeditate.training.recipe import Grouping
 
 
 def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Tensor, Tensor]:
-    """(advantages [G], cut to [-clip, clip]; mask [G]) of one group. A sample with a missing reward is masked."""
+    """(advantages [G], cut to [-clip, clip]; mask [G]) of one group. A sample with a missing reward is masked. For gcpo
+    the first half are judgements of the preferred edit, the second of the other."""
     if how.kind == "ucpg":
         values, mask = grouping.ucpg(rewards_GD, min_length=how.min_length)
+    elif how.kind == "gcpo":
+        values, mask = _both(*rewards_GD.sum(1).chunk(2))
     elif how.kind == "grpo":
         values, mask = grouping.grpo(rewards_GD)
     else:
         values, mask = (grouping.gdpo if how.kind == "gdpo" else grouping.weighted)(rewards_GD, weights_D)
     return (values.clamp(-how.clip, how.clip) if how.clip else values), mask
+
+
+def _both(winners: Tensor, losers: Tensor) -> tuple[Tensor, Tensor]:
+    """As the other groupings, where all advantages are 0 the group teaches nothing and is masked."""
+    scores, values = torch.cat([winners, losers]), torch.cat(grouping.gcpo(winners, losers))
+    return values, ~scores.isnan() & bool(values.any())
 
 
 def asked(rewards_GD: Tensor, names_D: Sequence[str]) -> Tensor:

@@ -32,7 +32,7 @@ from premeditate.files import write_error
 from premeditate.store import versions
 from premeditate.training.errors import TrainingError
 from premeditate.training.journal import LOG
-from premeditate.training.recipe import Recipe
+from premeditate.training.recipe import Run
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 SCHEMA = 1
@@ -64,7 +64,7 @@ class Saved:
 _FREE = re.compile("|".join(re.escape(name).replace(r"\*", r"\d+") for name in FREE))
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: Run) -> dict[str, Any]:
     """The fields of `recipe` that shape the weights, as plain nested values."""
     values = _shaping(recipe.model_dump(mode="json"), "")
     assert isinstance(values, dict)
@@ -88,7 +88,7 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
-    recipe: Recipe,
+    recipe: Run,
     keep: int,
 ) -> Path:
     """Writes the checkpoint of `step` and removes all but the newest `keep` (at least 1). Returns its folder.
@@ -184,7 +184,7 @@ def _failure(path: Path, error: BaseException) -> WriteError:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def start(out: Path, recipe: Recipe, *, resume: bool, say: Say) -> Saved | None:
+def start(out: Path, recipe: Run, *, resume: bool, say: Say) -> Saved | None:
     """What a run in `out` begins with: the newest whole checkpoint, or None for the beginning.
 
     `resume` must be given where there are checkpoints. Raises `TrainingError` where it is not, or where they are of
@@ -257,7 +257,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load(path: Path, recipe: Recipe, *, check: bool = True) -> Saved:
+def load(path: Path, recipe: Run, *, check: bool = True) -> Saved:
     """Reads a checkpoint of `recipe`. `check` False: it is known to be whole.
 
     Raises `TrainingError` if it is damaged, was written by a newer version, or belongs to another recipe; then the

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from premeditate import presets
-from premeditate.config import ConfigError, dump_config
 from premeditate.datasets.tasks import TaskRow
 from premeditate.engine.pooled import pooled
 from premeditate.reasoners.base import Reasoner
-from premeditate.rewards.panel import Panel, build_panel
-from premeditate.training import checkpoint
+from premeditate.rewards.panel import build_panel
 from premeditate.training.data import data_hash, load_rows
 from premeditate.training.distributed import World, shard
 from premeditate.training.flow import export
-from premeditate.training.flow.adapters import FlowAdapter, load_adapter
+from premeditate.training.flow.adapters import load_adapter
 from premeditate.training.flow.adapters.base import fingerprint
 from premeditate.training.flow.cache import EncodingCache
-from premeditate.training.flow.lora import add_lora
+from premeditate.training.flow.lora import make_trainable
 from premeditate.training.flow.policy import FlowPolicy, Tasks
-from premeditate.training.geometry import Geometry
-from premeditate.training.journal import Journal
-from premeditate.training.loop import Parts, Trainer
+from premeditate.training.loop import Parts
 from premeditate.training.recipe import Recipe
-
-Say = Callable[[str], None]
-OnFigures = Callable[[str, int, Mapping[str, float]], None]
+from premeditate.training.run import Built, OnFigures, Say, run
 
 
 def train(
@@ -46,47 +38,23 @@ def train(
     `TrainingError`, `ConfigError`, `DataError`, `RewardError` or `ModelError`, each with the mend; the last checkpoint
     is whole then.
     """
-    from premeditate.local import pick_device
 
-    world = World.join(pick_device(recipe.model.device))
-    if world.device.startswith("cuda") and recipe.model.dtype != "float32":
-        # LoRA is held in float32 over a base of half precision; without TF32 its small products would cost the most.
-        torch.set_float32_matmul_precision("high")
-    tell = say if say is not None and world.first else lambda line: None
-    out = Path(recipe.out)
-    panels: list[Panel] = []
-    journal: Journal | None = None
-    try:
-        # Before anything is loaded.
-        Geometry.of(recipe, world.size)
-        if recipe.sharding.kind != "none" and world.size == 1:
-            raise ConfigError("there is one process, and nothing to shard over",
-                              "start several with torchrun, or give sharding.kind=none")  # fmt: skip
-        saved = checkpoint.start(out, recipe, resume=resume, say=tell)
+    def build(world: World, tell: Say, stack: ExitStack) -> Built:
         rows = load_rows(recipe.data.train, recipe.data.train_count, recipe.data.seed)
         held_out = _held_out(recipe)
-        panels.append(build_panel(recipe.rewards, _reasoner))
+        panel = judge = stack.enter_context(build_panel(recipe.rewards, _reasoner))
         if recipe.evaluation.rewards:
-            panels.append(build_panel(recipe.evaluation.rewards, _reasoner))
+            judge = stack.enter_context(build_panel(recipe.evaluation.rewards, _reasoner))
         policy, base = build_policy(recipe, rows, held_out, world, say=tell)
-        if world.first:
-            journal = Journal(out, recipe, step=saved.step if saved else 0, say=tell, on_figures=on_figures)
-        data = data_hash(rows)
-        made_of = {"the base model's weights": base, "the training tasks": data}
-        parts = Parts(policy, panels[0], panels[-1], len(rows), len(held_out), made_of)
-        trainer = Trainer(recipe, parts, world, out, journal)
-        if saved is not None:
-            trainer.restore(saved)
-            tell(f"going on from step {saved.step} of {recipe.steps}")
-        trainer.run(recipe.steps)
-        found = _finish(trainer, policy.adapter, recipe, data, tell)
-        world.leave()  # only now: one that fails ends at once, and torchrun ends the others
-        return found
-    finally:
-        for panel in panels:
-            panel.close()
-        if journal is not None:
-            journal.close()
+        made_of = {"the base model's weights": base, "the training tasks": data_hash(rows)}
+
+        def finish(folder: Path, values: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+            export.write(policy.adapter, folder, recipe, card, values=values)
+
+        return Built(Parts(policy, panel, judge, len(rows), len(held_out), made_of), finish)
+
+    half = recipe.model.dtype != "float32"
+    return run(recipe, build, device=recipe.model.device, half=half, resume=resume, say=say, on_figures=on_figures)
 
 
 def build_policy(
@@ -111,16 +79,9 @@ def build_policy(
 
 
 def prepare(transformer: Any, recipe: Recipe, world: World) -> Any:
-    """Makes adapters, or all of the transformer, what is trained, and splits it over the world where the recipe says.
-    Returns a frozen copy of it as it was, where the objective asks for one and no adapters can be left out; else None.
-    """
-    frozen = None
-    if recipe.model.lora is not None:
-        add_lora(transformer, recipe.model.lora, seed=recipe.seed)
-    else:
-        transformer.requires_grad_(True)
-        if recipe.algorithm.needs_reference:
-            frozen = copy.deepcopy(transformer).requires_grad_(False)
+    """As `make_trainable`, split over the world where the recipe says."""
+    reference = recipe.algorithm.needs_reference
+    frozen = make_trainable(transformer, recipe.model.lora, seed=recipe.seed, reference=reference)
     if recipe.sharding.kind == "fsdp":
         for network in filter(None, (transformer, frozen)):
             shard(network, world)
@@ -136,21 +97,3 @@ def _held_out(recipe: Recipe) -> list[TaskRow]:
     if recipe.data.eval is None:
         return []
     return load_rows(recipe.data.eval, recipe.data.eval_count, recipe.data.seed)
-
-
-def _finish(trainer: Trainer, adapter: FlowAdapter, recipe: Recipe, data: str, say: Say) -> dict[str, Any]:
-    """Exports what was trained, with averaged weights where there are some. `data`: the hash of its tasks."""
-    folder = trainer.out / "export"
-    history: list[dict[str, Any]] = []
-    shown = recipe.model_copy(update={"out": Recipe().out})  # where it lay is nobody's business
-    with trainer.averaged():
-        values = export.gathered(trainer.policy.module)
-    if trainer.journal is not None:
-        history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
-        card = {"recipe": dump_config(shown), "data": data, "tasks": trainer.parts.rows, "evaluations": history,
-                "picture": trainer.journal.curve()}  # fmt: skip
-        export.write(adapter, folder, recipe, card, values=values)
-        say(f"exported to {folder}")
-    trainer.world.wait()
-    first, last = (history[0], history[-1]) if history else ({}, {})
-    return {"out": str(trainer.out), "export": str(folder), "steps": trainer.step, "before": first, "after": last}

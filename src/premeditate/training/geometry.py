@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from premeditate.config import ConfigError
-from premeditate.training.recipe import Recipe
-
-"""Objectives that train on recorded stochastic steps."""
+from premeditate.training.recipe import Recipe, Run
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Geometry:
     rows: int
 
     @classmethod
-    def of(cls, recipe: Recipe, devices: int = 1) -> Geometry:
+    def of(cls, recipe: Run, devices: int = 1) -> Geometry:
         """The recipe's geometry. Raises `ConfigError` with the nearest possible settings where there is none."""
         batch = recipe.batch
         if devices < 1:
@@ -112,9 +110,12 @@ def cut(count: int, most: int) -> list[range]:
     return [range(k * count // parts, (k + 1) * count // parts) for k in range(parts)]
 
 
-def rows_of_group(recipe: Recipe) -> int:
-    """Every sample at each noise level that it is trained at: the window's steps, or algorithm.timesteps. For DPO a
-    row is a pair, the best and the worst of the group."""
+def rows_of_group(recipe: Run) -> int:
+    """Rows of the loss that a group gives, if none of its samples is masked. Of an editor: every sample at each noise
+    level that it is trained at, which are the window's steps or algorithm.timesteps; for DPO a row is a pair, the best
+    and the worst of the group."""
+    if not isinstance(recipe, Recipe):
+        return recipe.batch.group_size
     if recipe.algorithm.pairs:
         return recipe.algorithm.timesteps
     levels = len(windows(recipe)[0]) if recipe.algorithm.replays else recipe.algorithm.timesteps

@@ -33,7 +33,7 @@ from premeditate.training.errors import TrainingError
 from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
 from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batches
-from premeditate.training.recipe import Recipe
+from premeditate.training.recipe import Run
 from premeditate.training.watch import Tally, Watch
 
 _SMALLER = "start again with a lower optimizer.lr, a lower optimizer.max_grad_norm, or model.dtype=float32"
@@ -55,7 +55,7 @@ class Parts:
 class Trainer:
     """One run. `run` goes from where the state stands to the last step."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, world: World, out: Path, journal: Journal | None) -> None:
+    def __init__(self, recipe: Run, parts: Parts, world: World, out: Path, journal: Journal | None) -> None:
         self.recipe, self.parts, self.world, self.out, self.journal = recipe, parts, world, out, journal
         self.policy = parts.policy
         self.named = {name: p for name, p in self.policy.module.named_parameters() if p.requires_grad}

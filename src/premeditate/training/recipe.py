@@ -77,7 +77,7 @@ class Reward(Part):
 class Grouping(Part):
     """How a group's reward vectors become advantages."""
 
-    kind: Literal["grpo", "gdpo", "weighted", "ucpg"] = "grpo"
+    kind: Literal["grpo", "gdpo", "weighted", "ucpg", "gcpo"] = "grpo"
     min_length: Annotated[int, Field(ge=2)] = 2
     clip: Positive | None = 5.0
     """Advantages are cut to [-clip, clip]."""
@@ -171,10 +171,15 @@ class Optimizer(Part):
     ema: Share | None = None
 
 
-class Evaluation(Part):
-    """Every `every` steps (and at the start and end) with the ODE, `steps` denoising steps at `size`."""
+class Every(Part):
+    """Held-out figures every `every` steps, and at the start and end."""
 
     every: Count = 20
+
+
+class Evaluation(Every):
+    """With the ODE, `steps` denoising steps at `size`."""
+
     steps: Count | None = None
     size: Count | None = None
     rewards: tuple[Reward, ...] = ()
@@ -199,8 +204,8 @@ class Sharding(Part):
     kind: Literal["none", "fsdp"] = "none"
 
 
-class Recipe(Part):
-    """The whole of it."""
+class Run(Part):
+    """What every run of the training core is told, whatever it trains."""
 
     name: str = ""
     out: str = "runs/train"
@@ -210,18 +215,25 @@ class Recipe(Part):
     """A step in which fewer of the samples got a reward stops the run."""
     patience: Count = 20
     """Steps in a row without any informative group before the run stops."""
-    model: Model = Model()
-    data: Data = Data()
-    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = (Reward(use="premeditate.microworld.reward:graded"),)
     grouping: Grouping = Grouping()
-    rollout: Rollout = Rollout()
-    algorithm: Algorithm = Algorithm()
     batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
-    evaluation: Evaluation = Evaluation()
+    evaluation: Every = Every()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
     sharding: Sharding = Sharding()
+
+
+class Recipe(Run):
+    """An editor's training by reinforcement learning: the whole of it."""
+
+    kind: Literal["editor"] = "editor"
+    model: Model = Model()
+    data: Data = Data()
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = (Reward(use="premeditate.microworld.reward:graded"),)
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    evaluation: Evaluation = Evaluation()
 
     def _misfits(self) -> Iterator[tuple[str, str]]:
         """(what cannot be, the mend) of settings that would be passed over, or fail only once all is loaded."""
@@ -250,6 +262,8 @@ class Recipe(Part):
                 f"{a.timesteps} noise levels of {levels} cannot be",
                 f"give algorithm.timesteps={levels} or more steps",
             )
+        if self.grouping.kind == "gcpo":
+            yield "gcpo compares judgements of two edits, and trains verifiers", "give grouping.kind=grpo"
         if self.grouping.min_length > self.batch.group_size:
             yield "a chain cannot be longer than its group", f"give grouping.min_length={self.batch.group_size}"
         if max(self.optimizer.betas) >= 1:

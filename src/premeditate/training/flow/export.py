@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from premeditate.errors import ModelError
 from premeditate.files import write_atomic, write_error
@@ -53,15 +53,6 @@ def write(adapter: FlowAdapter, folder: Path, recipe: Recipe, card: Mapping[str,
     said = ModelCard(base=model.base, **card, options={k: v for k, v in options.items() if v is not None})
     export = export_full if model.lora is None else export_lora
     export(adapter.transformer, folder, pipeline_class=adapter.pipeline_class, card=said, values=values)
-
-
-def gathered(transformer: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name, whole and on the CPU. Where they are sharded, every process has to call this; one
-    then exports with them as `values`."""
-    return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().to("cpu", copy=True)
-        for name, p in transformer.named_parameters() if p.requires_grad
-    }  # fmt: skip
 
 
 def export_lora(

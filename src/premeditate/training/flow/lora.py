@@ -5,6 +5,7 @@ W x becomes W x + (alpha / rank) B A x. B starts at 0, so that training starts f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,16 @@ def add_lora(transformer: Any, lora: recipe.Lora, *, seed: int = 0) -> list[nn.P
     for parameter in found:
         parameter.data = parameter.data.float()
     return found
+
+
+def make_trainable(network: Any, lora: recipe.Lora | None, *, seed: int, reference: bool) -> Any:
+    """Makes adapters, or without `lora` all of the network, what is trained. Returns a frozen copy of it as it was,
+    where a `reference` is asked for and there are no adapters to leave out; else None. Raises as `add_lora`."""
+    if lora is not None:
+        add_lora(network, lora, seed=seed)
+        return None
+    network.requires_grad_(True)
+    return copy.deepcopy(network).requires_grad_(False) if reference else None
 
 
 @contextmanager

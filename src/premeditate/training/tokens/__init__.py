@@ -1,0 +1,1 @@
+"""Token policies: vision-language models whose sampled text is trained."""
