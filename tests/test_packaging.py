@@ -131,7 +131,7 @@ FLOORS = [
     {"presets"},
     {"engine"},
     {"api"},
-    {"viewer", "benchmarks", "training", "serving"},
+    {"viewer", "benchmarks", "training", "serving", "synthesis"},
     {"doctor"},
     {"cli"},
 ]

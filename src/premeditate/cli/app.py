@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from premeditate.cli import bench, checklist, doctor, edit, microworld, models, report, rewards, run, score, train
+from premeditate.cli import bench, checklist, data, doctor, edit, microworld, models, report, rewards, run, score, train
 
 EPILOG = (
     "Exit codes: 0 done (edit: a round was verified), 1 done but not verified, 2 wrong usage, 3 unusable image, "
@@ -56,5 +56,6 @@ app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.add_typer(microworld.app, name="microworld")
 app.add_typer(rewards.app, name="rewards")

@@ -16,7 +16,7 @@ from premeditate.microworld.checker import checklist
 from premeditate.microworld.language import JOIN, OPERATIONS
 from premeditate.microworld.models.editor_data import Example, draw
 from premeditate.microworld.render import render
-from premeditate.microworld.scene import GRID, Scene, column_of, row_of
+from premeditate.microworld.scene import CELL_NAMES, CELLS, GRID, Scene, column_of, row_of
 from premeditate.microworld.tasks import TEST_SEEDS, MicroTask, Split, sample_tasks
 
 STRIDE = 100_000
@@ -76,6 +76,43 @@ def planned(n: int, seed: int = 0) -> list[TaskRow]:
 def planned_held_out(n: int, seed: int = 0) -> list[TaskRow]:
     """As `planned`, from test seeds."""
     return list(map(_planned, sample_tasks(_size(n, seed), seed, "test")))
+
+
+def judged(n: int, seed: int = 0) -> list[TaskRow]:
+    """`n` rows to make judged edits of (`premeditate data rrm`): in turn a reasoning task and an explicit prompt, of
+    which one in three has two steps. `meta["prompt"]` is the plan, and `meta["checklist"]` the true checklist, in half
+    of the rows with one or two questions more about what is kept."""
+    return _judged(n, seed, "train")
+
+
+def judged_held_out(n: int, seed: int = 0) -> list[TaskRow]:
+    """As `judged`, from test seeds."""
+    return _judged(n, seed, "test")
+
+
+def _judged(n: int, seed: int, split: Split) -> list[TaskRow]:
+    count = _size(n, seed)
+    tasks = map(_planned, sample_tasks((count + 1) // 2, seed, split))
+    prompts = _explicit(count // 2, seed, split, 1 / 3, STYLE_SHARES) if count > 1 else iter(())
+    return [_with_checklist(next(prompts if i % 2 else tasks)) for i in range(count)]
+
+
+def _with_checklist(made: TaskRow) -> TaskRow:
+    source, target = (Scene.from_codes(made.meta["microworld"][what]) for what in ("source", "target"))
+    rng = random.Random(f"judged/{made.id}")
+    items = [item.model_dump() for item in checklist(source, target)]
+    if rng.random() < 0.5:
+        same = [i for i in range(CELLS) if i not in source.changed(target)]
+        kept = [i for i in same if source[i] is not None] or same  # of empty cells there is little to keep
+        asked = [_kept(i, source) for i in sorted(rng.sample(kept, min(len(kept), rng.randint(1, 2))))]
+        items[-1:-1] = [{"question": question, "dimension": "keep"} for question in asked]
+    more = {"prompt": made.meta.get("prompt", made.instruction), "checklist": items}
+    return TaskRow(made.id, made.images, made.instruction, made.meta | more)
+
+
+def _kept(place: int, scene: Scene) -> str:
+    thing, name = scene[place], CELL_NAMES[place]
+    return f"is {name} empty?" if thing is None else f"is there a {thing} at {name}?"
 
 
 def _planned(task: MicroTask) -> TaskRow:
