@@ -1,0 +1,94 @@
+"""A trained judge as a folder that `load_reasoner` and plain transformers load, with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from premeditate.files import write_error
+from premeditate.local import SIDECAR
+from premeditate.presets import REASONERS, Preset
+from premeditate.training.sft.recipe import SftRecipe
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is said of it. `preset`: what the recipe's base stands for. `recipe`: YAML. `data`: in words, and its
+    SHA-256. `evaluations`: rows of the journal."""
+
+    preset: Preset
+    recipe: SftRecipe
+    text: str
+    data: str
+    digest: str
+    evaluations: Sequence[Mapping[str, Any]] = ()
+
+
+def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], dtype: Any, card: Card) -> Path:
+    """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. A folder that is
+    there stays until the new one is complete. Raises `WriteError`."""
+    old, new = (folder.with_name(f".{word}-{secrets.token_hex(6)}") for word in ("old", "new"))
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = processor.chat_template
+    try:
+        model.to(dtype).save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        processor.image_processor.save_pretrained(new)
+        (new / SIDECAR).write_text(json.dumps(dict(sidecar)) + "\n", encoding="utf-8")
+        (new / CARD).write_text(render(card), encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for rest in (old, new):
+            shutil.rmtree(rest, ignore_errors=True)
+    return folder
+
+
+def render(card: Card) -> str:
+    """The card as Markdown with the hub's YAML head."""
+    recipe, preset = card.recipe, card.preset
+    base, hub = recipe.model.base, preset.spec if preset.source else ""
+    licence = preset.licence and (preset.licence.lower() if preset.licence == "Apache-2.0" else "other")
+    head = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "base_model": hub, "license": licence}
+    about = f"[{base}]({preset.source})" if hub else f"`{base}`" if base in REASONERS else "A model of its own"
+    holds = {"think": "a thought and a score", "verify": "a verdict per principle and a score",
+             "both": "a thought, a verdict per principle and a score"}[recipe.mode]  # fmt: skip
+    return "\n".join([
+        "---", *(f"{key}: {value}" for key, value in head.items() if value), "---", "",
+        f"# {base if hub or base in REASONERS else 'A vision-language model'}, trained to judge edits", "",
+        f"{about}, trained with Premeditate to judge an image edit by principles (the cold start of Edit-RRM, arXiv "
+        f"2604.27505). An answer holds {holds}.",
+        *([f"The base's licence is {preset.licence}; it says what holds for weights made from it."]
+          if preset.licence else []),
+        "", "## Use", "", "```yaml", "rewards:", f'  - use: "rrm[mode={recipe.mode}]:FOLDER"  # this folder', "```", "",
+        "## Held-out figures", "", *_table(card.evaluations), "",
+        "## Training", "", f"{card.data}. SHA-256 of what was learnt from: `{card.digest}`. The recipe:", "",
+        "```yaml", card.text.rstrip(), "```", "",
+    ])  # fmt: skip
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return ["None were taken."]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        return "-" if row.get(name) is None else f"{row[name]:.3f}"
+
+    return [
+        "Mean loss of an answer's tokens, and the share of tokens that the model would have chosen.", "",
+        "| step | loss | token accuracy |", "|---|---|---|",
+        *(f"| {row['step']} | {cell(row, 'eval/loss')} | {cell(row, 'eval/token_accuracy')} |" for row in rows),
+    ]  # fmt: skip
