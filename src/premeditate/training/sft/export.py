@@ -32,14 +32,17 @@ class Card:
     evaluations: Sequence[Mapping[str, Any]] = ()
 
 
-def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], dtype: Any, card: Card) -> Path:
-    """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. A folder that is
-    there stays until the new one is complete. Raises `WriteError`."""
+def write(folder: Path, model: Any, config: Any, processor: Any, sidecar: Mapping[str, Any], card: Card) -> Path:
+    """Writes `model` with the `config` and in the dtype that its base has where it lies (it is changed in place), its
+    tokenizer, image processor and sidecar. A folder that is there stays until the new one is complete. Raises
+    `WriteError`."""
     old, new = (folder.with_name(f".{word}-{secrets.token_hex(6)}") for word in ("old", "new"))
     tokenizer = processor.tokenizer
     tokenizer.chat_template = processor.chat_template
+    model.config = config
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     try:
-        model.to(dtype).save_pretrained(new)
+        (model if dtype is None else model.to(dtype)).save_pretrained(new)
         tokenizer.save_pretrained(new)
         processor.image_processor.save_pretrained(new)
         (new / SIDECAR).write_text(json.dumps(dict(sidecar)) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from premeditate.config import ConfigError
 from premeditate.prompts.verify import Mode
 from premeditate.training import recipe
 from premeditate.training.recipe import Checkpoint, Count, Part, Positive, Share
@@ -48,7 +49,7 @@ class Data(Part):
 
 
 class Batch(Part):
-    """`size`: samples in a step, over all devices. `forward`: samples that one device runs at once, at most. The
+    """`size`: samples in a step, over all devices. `forward`: the most samples that one device runs at once; the
     accumulation follows."""
 
     size: Count = 32
@@ -116,3 +117,14 @@ class SftRecipe(Part):
         if max(self.optimizer.betas) >= 1:
             raise ValueError("an optimiser that forgets nothing learns nothing; give optimizer.betas=[0.9,0.999]")
         return self
+
+
+def portions(batch: Batch, devices: int) -> tuple[int, int]:
+    """(samples of a forward, forwards of a step) of each device: the largest forwards that make up the batch. Raises
+    `ConfigError` for a batch that the devices cannot share."""
+    if batch.size % devices:
+        near = max(devices, batch.size // devices * devices)
+        raise ConfigError(f"{devices} devices cannot share a batch of {batch.size}", f"give batch.size={near}")
+    share = batch.size // devices
+    forward = max(n for n in range(1, min(batch.forward, share) + 1) if share % n == 0)
+    return forward, share // forward

@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-
-import torch
 
 from premeditate import presets
 from premeditate.address import is_address
 from premeditate.config import dump_config
 from premeditate.datasets import judged
 from premeditate.errors import ModelError
-from premeditate.files import check_writable
-from premeditate.local import pick_device, quiet
+from premeditate.files import check_writable, write_error
+from premeditate.local import pick_device, quiet, read_sidecar
 from premeditate.prompts import verify_words
 from premeditate.qwen_processor import FAMILIES
-from premeditate.reasoners.transformers import TransformersReasoner
+from premeditate.reasoners.transformers import SIDECAR_OPTIONS, TransformersReasoner
 from premeditate.training.errors import TrainingError
 from premeditate.training.flow.adapters.base import fingerprint
 from premeditate.training.journal import LOG, Journal
 from premeditate.training.recipe import Run
-from premeditate.training.sft import export
+from premeditate.training.sft import checkpoints, export
 from premeditate.training.sft.data import Encoder, Lessons, collect
-from premeditate.training.sft.recipe import SftRecipe
+from premeditate.training.sft.recipe import SftRecipe, portions
 
 Say = Callable[[str], None]
 OnFigures = Callable[[str, int, Mapping[str, float]], None]
-CHECKPOINTS = "checkpoints"
-
-FREE = (
-    "name", "out", "logging", "checkpoint", "evaluation", "data.train", "data.eval", "data.eval_count", "model.device",
-    "model.gradient_checkpointing", "batch.forward",
-)  # fmt: skip
-"""What a recipe may change while its run goes on. Of the data, the content counts."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that is trained. `dtype`: of the weights as they lie. `sidecar`: what a folder of it has to say."""
-
-    model: Any
-    processor: Any
-    prompts: str
-    dtype: torch.dtype
-    sidecar: Mapping[str, Any]
+EXPORT, ADAPTER, LESSONS = "export", "adapter", ".lessons-"
 
 
 def train_sft(
@@ -64,90 +46,123 @@ def train_sft(
 
     Returns {"out", "export", "steps", "before", "after", "samples", "left_out"}: `before` and `after` are the held-out
     figures, `left_out` counts judged edits by the reason why they taught nothing. Raises `TrainingError`,
-    `JudgedError`, `ImageError`, `StoreError` or `ModelError`, each with the mend; the last checkpoint is whole then.
+    `JudgedError`, `ImageError`, `StoreError`, `WriteError` or `ModelError`, each with the mend; the last checkpoint is
+    whole then.
     """
     out, first = Path(recipe.out), os.environ.get("RANK", "0") == "0"
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     tell = say if say is not None and first else lambda line: None
-    with quiet("transformers", loading=True):
-        trainer_module = _trl()
-        trainer_module.portions(recipe, devices)
-        preset = _resolve(recipe)
-        next(judged.read(Path(recipe.data.train)))  # what is wrong with a folder is said before a model is loaded
-        found = _found(out, resume, trainer_module, tell)
-        check_writable(out / LOG)
-        base = load_base(recipe)
-        before = fingerprint({"model": base.model})
-        (out / ".lessons").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="part-", dir=out / ".lessons") as part:
-            journal: Journal | None = None
+    journal: Journal | None = None
+    try:
+        with quiet("transformers", loading=True), _room(out, devices) as room:
+            # What can be found wrong is found wrong before a model is loaded.
+            trainers = _trainers()
+            portions(recipe.batch, devices)
+            preset = _resolve(recipe.model.base)
+            next(judged.read(Path(recipe.data.train)))
+            path = checkpoints.start(out, resume=resume, say=tell)
+            base = load_base(recipe)
+            encoder = Encoder(base.processor, base.limit)
+            train, held_out = _lessons(recipe, base, encoder, room, tell)
+            state = {"recipe": recipe.model_dump(mode="json"), "data": train.digest,
+                     "base": fingerprint({"model": base.model})}  # fmt: skip
+            step = 0 if path is None else checkpoints.check_same(path, state)
+            if first:
+                journal = Journal(out, cast(Run, recipe), step=step, say=say, on_figures=on_figures)
+            record = trainers.Record(journal, recipe.checkpoint.keep, state)
+            trainer = trainers.build(recipe, base.model, encoder, room / "train", room / "eval" if held_out else None,
+                                     record, resumed=step > 0, devices=devices)  # fmt: skip
+            steps = recipe.steps or math.ceil((recipe.epochs or 1) * math.ceil(train.count / recipe.batch.size))
+            tell(f"going on from step {step} of {steps}" if step else f"{steps} steps of {recipe.batch.size} samples")
             try:
-                train, held_out = _lessons(recipe, base, Path(part), tell)
-                if train.count < recipe.batch.size:
-                    raise TrainingError(
-                        f"{recipe.data.train} gives {train.count} samples, and a batch is {recipe.batch.size}",
-                        f"give batch.size={train.count} or less, or more data",
-                    )
-                state = {"recipe": recipe.model_dump(mode="json"), "data": train.digest, "base": before}
-                step, path = 0, None
-                if found is not None:
-                    step, path = found
-                    _check_same(path, state)
-                if first:
-                    journal = Journal(out, cast(Run, recipe), step=step, say=say, on_figures=on_figures)
-                record = trainer_module.Record(journal, recipe.checkpoint.keep, state)
-                trainer = trainer_module.build(
-                    recipe, base.model, _encoder(base), Path(part) / "train.arrow",
-                    Path(part) / "eval.arrow" if held_out else None, record, resumed=step > 0, devices=devices,
-                )  # fmt: skip
-                if step:
-                    tell(f"going on from step {step}")
-                trainer.train(resume_from_checkpoint=str(path) if path else None)
-                return _finish(trainer, recipe, base, preset, train, journal, tell)
-            finally:
-                if journal is not None:
-                    journal.close()
-                shutil.rmtree(part, ignore_errors=True)
-                _remove_empty(out / ".lessons")
+                trainer.train(resume_from_checkpoint=None if path is None else str(path))
+            except OSError as error:  # transformers writes its checkpoints itself
+                raise write_error(out, error) from error
+            history = [] if journal is None else [row for row in journal.rows() if row["kind"] == "eval"]
+            if first:
+                shown = recipe.model_copy(update={"out": "runs/rrm-sft"})  # where it lay is nobody's business
+                card = export.Card(preset, recipe, dump_config(shown), train.line("Learnt from"), train.digest, history)
+                _export(trainer, base, out, card)
+                tell(f"exported to {out / EXPORT}")
+            trainer.accelerator.wait_for_everyone()
+    finally:
+        if journal is not None:
+            journal.close()
+    before, after = (history[0], history[-1]) if history else ({}, {})
+    return {"out": str(out), "export": str(out / EXPORT), "steps": trainer.state.global_step, "before": before,
+            "after": after, "samples": train.count, "left_out": dict(train.left_out)}  # fmt: skip
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that is trained. `prompts`: the prompt set that it speaks. `limit`: tokens that it reads. `config`:
+    as it was before loading and training changed it. `sidecar`: what a folder of it has to say."""
+
+    model: Any
+    processor: Any
+    prompts: str
+    limit: int | None
+    config: Any
+    sidecar: Mapping[str, Any]
 
 
 def load_base(recipe: SftRecipe) -> Base:
-    """The model that is trained, and how it is spoken to. Raises `ModelError`."""
-    preset, wanted = _resolve(recipe), recipe.model
+    """The model of `recipe`, as a reasoner loads it, with everything trainable that is to be trained without LoRA.
+    Raises `ModelError`."""
+    wanted, preset = recipe.model, _resolve(recipe.model.base)
     device = pick_device(wanted.device)
     if device not in ("cpu", "cuda", "mps"):
-        raise ModelError(f"the training of a judge takes no single device {device!r}",
+        raise ModelError(f"the training of a judge takes no single device {device}",
                          "give model.device=cuda, and choose with CUDA_VISIBLE_DEVICES")  # fmt: skip
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    options = {**preset.options, "device": device, "revision": wanted.revision, "name": wanted.base}
-    if wanted.max_pixels is not None:
-        options["max_pixels"] = wanted.max_pixels
+    config = _config(preset.spec, wanted.revision)
+    if config is not None and config.model_type not in FAMILIES:
+        raise ModelError(f"{wanted.base} is of the family {config.model_type}, of which no judge can be trained",
+                         f"give a vision-language model of one of: {', '.join(FAMILIES)}")  # fmt: skip
+    own = {**preset.options, **({} if wanted.max_pixels is None else {"max_pixels": wanted.max_pixels})}
     # What is trained is held in float32: half precision swallows small steps. Under LoRA the rest may be halved.
-    options["dtype"] = "float32" if wanted.lora is None else wanted.dtype
-    reasoner = TransformersReasoner.load(preset.spec, **options)
-    model, kind = reasoner.model, reasoner.model.config.model_type
-    if kind not in FAMILIES:
-        raise ModelError(f"{wanted.base} is of the family {kind}, whose judges cannot be trained yet",
-                         f"give a model of one of: {', '.join(FAMILIES)}")  # fmt: skip
-    size = reasoner.processor.image_processor.size
-    pixels = {"max_pixels": size["longest_edge"]} if "max_pixels" in {**options, **_sidecar(preset.spec)} else {}
-    model.requires_grad_(True)
+    dtype = wanted.dtype if wanted.lora is not None else "float32"
+    made = TransformersReasoner.load(
+        preset.spec, **own, device=device, dtype=dtype, revision=wanted.revision, name=wanted.base
+    )
+    model, sidecar = made.model, _sidecar(preset.spec) | own
     if wanted.lora is None and not wanted.vision:
         model.model.visual.requires_grad_(False)
-    return Base(model, reasoner.processor, reasoner.prompts, _stored_dtype(preset.spec, wanted.revision),
-                {"prompts": reasoner.prompts, **pixels})  # fmt: skip
+    return Base(
+        model, made.processor, made.prompts, getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        config, {**{k: v for k, v in sidecar.items() if k in SIDECAR_OPTIONS}, "prompts": made.prompts},
+    )  # fmt: skip
 
 
-def newest(out: Path) -> int | None:
-    """The step of the newest whole checkpoint, None where there is none."""
-    return max(_trl().whole(out / CHECKPOINTS), default=None)
+def _resolve(base: str) -> presets.Preset:
+    if is_address(base):
+        raise ModelError(f"{base} is a served model, whose weights are elsewhere",
+                         f"give a folder, a hub id org/name, or one of {', '.join(presets.REASONERS)}")  # fmt: skip
+    return presets.resolve("reasoner", base)
 
 
-# -- before it runs ---------------------------------------------------------------------------------------------------
+def _config(spec: str, revision: str | None) -> Any:
+    """The model's configuration; None where it cannot be read, which loading the model says better."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(spec, trust_remote_code=False, revision=revision)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-def _trl() -> Any:
+def _sidecar(spec: str) -> dict[str, Any]:
+    return read_sidecar(Path(spec), SIDECAR_OPTIONS) if Path(spec).is_dir() else {}
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _trainers() -> Any:
     try:
         from premeditate.training.sft import trainer
     except ImportError as error:
@@ -158,112 +173,44 @@ def _trl() -> Any:
     return trainer
 
 
-def _resolve(recipe: SftRecipe) -> presets.Preset:
-    base = recipe.model.base
-    if is_address(base):
-        raise ModelError(f"{base} is a served model, whose weights are elsewhere",
-                         f"give a folder, a hub id org/name, or one of {', '.join(presets.REASONERS)}")  # fmt: skip
-    return presets.resolve("reasoner", base)
+@contextmanager
+def _room(out: Path, devices: int) -> Iterator[Path]:
+    """A folder for files that live as long as the training. Each process has its own; what a killed run left goes."""
+    check_writable(out / LOG)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for old in out.glob(f"{LESSONS}*") if devices == 1 else ():
+            shutil.rmtree(old, ignore_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=LESSONS, dir=out, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    with made as room:
+        yield Path(room)
 
 
-def _sidecar(spec: str) -> dict[str, Any]:
-    from premeditate.local import read_sidecar
-    from premeditate.reasoners.transformers import SIDECAR_OPTIONS
-
-    return read_sidecar(Path(spec), SIDECAR_OPTIONS) if Path(spec).is_dir() else {}
-
-
-def _stored_dtype(spec: str, revision: str | None) -> torch.dtype:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(spec, trust_remote_code=False, revision=revision)
-    found = config.dtype or getattr(config.get_text_config(), "dtype", None)
-    return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def _found(out: Path, resume: bool, trainer: Any, say: Say) -> tuple[int, Path] | None:
-    """(step, folder) of the checkpoint that the run goes on from; None for the beginning."""
-    folder = out / CHECKPOINTS
-    steps = trainer.whole(folder)
-    if steps and not resume:
-        raise TrainingError(f"{out} holds checkpoints up to step {max(steps)}",
-                            "add --resume to go on with them, or give another folder (out=...)")  # fmt: skip
-    if not resume:
-        return None
-    if not steps:
-        say(f"{out} holds no whole checkpoint: starting from the beginning")
-        return None
-    return max(steps), folder / f"checkpoint-{max(steps)}"
-
-
-def _check_same(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises `TrainingError` if the checkpoint is of another recipe, other data or another base."""
-    from premeditate.local import SIDECAR
-
-    saved = json.loads((path / SIDECAR).read_bytes())
-    different = list(_differences(saved["recipe"], state["recipe"], ""))
-    different += [what for key, what in (("data", "other judged edits"), ("base", "another base model"))
-                  if saved[key] != state[key]]  # fmt: skip
-    if different:
-        raise TrainingError(
-            f"{path} belongs to another run: {'; '.join(different[:8])}",
-            "resume with the recipe of that run (recipe.yaml beside its log), or give another folder (out=...)",
-        )
-
-
-def _differences(before: Any, now: Any, path: str) -> Iterator[str]:
-    if path in FREE:
-        return
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-    elif before != now:
-        yield f"{path} was {json.dumps(before)}, is {json.dumps(now)}"
-
-
-def _encoder(base: Base) -> Encoder:
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return Encoder(base.processor, limit)
-
-
-def _lessons(recipe: SftRecipe, base: Base, part: Path, say: Say) -> tuple[Lessons, Lessons | None]:
-    words, encoder, data = verify_words(base.prompts), _encoder(base), recipe.data
-    train = collect(Path(data.train), recipe, words, encoder, data.train_count, part / "train.arrow")
+def _lessons(recipe: SftRecipe, base: Base, encoder: Encoder, room: Path, say: Say) -> tuple[Lessons, Lessons | None]:
+    """What is learnt from and what is held out, written into `room`. Raises `TrainingError` for less than a batch."""
+    words, data, size = verify_words(base.prompts), recipe.data, recipe.batch.size
+    train = collect(Path(data.train), recipe, words, encoder, data.train_count, room / "train")
     say(train.line("to learn from"))
+    if train.count < size:
+        raise TrainingError(f"{data.train} gives {train.count} samples, and a batch has {size}",
+                            f"give batch.size={train.count} or less, or more judged edits")  # fmt: skip
     if data.eval is None:
         return train, None
-    held_out = collect(Path(data.eval), recipe, words, encoder, data.eval_count, part / "eval.arrow")
+    held_out = collect(Path(data.eval), recipe, words, encoder, data.eval_count, room / "eval")
     say(held_out.line("held out"))
     return train, held_out
 
 
-def _remove_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        pass  # another process's are still there
-
-
-# -- after it ---------------------------------------------------------------------------------------------------------
-
-
-def _finish(
-    trainer: Any, recipe: SftRecipe, base: Base, preset: presets.Preset, train: Lessons, journal: Journal | None,
-    say: Say,
-) -> dict[str, Any]:  # fmt: skip
-    out, history = Path(recipe.out), []
-    folder = out / "export"
-    if journal is not None:
-        history = [row for row in journal.rows() if row["kind"] == "eval"]
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if recipe.model.lora is not None:
-            model.save_pretrained(out / "adapter")
-            model = model.merge_and_unload()
-        shown = recipe.model_copy(update={"out": SftRecipe.model_fields["out"].default})
-        card = export.Card(preset, recipe, dump_config(shown), train.line("Learnt from"), train.digest, history)
-        export.write(folder, model, base.processor, base.sidecar, base.dtype, card)
-        say(f"exported to {folder}")
-    trainer.accelerator.wait_for_everyone()
-    first, last = (history[0], history[-1]) if history else ({}, {})
-    return {"out": str(out), "export": str(folder), "steps": trainer.state.global_step, "before": first, "after": last,
-            "samples": train.count, "left_out": dict(train.left_out)}  # fmt: skip
+def _export(trainer: Any, base: Base, out: Path, card: export.Card) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        try:
+            model.save_pretrained(out / ADAPTER)
+        except OSError as error:
+            raise write_error(out / ADAPTER, error) from error
+        with suppress(FileNotFoundError):
+            (out / ADAPTER / export.CARD).unlink()  # peft's, with blanks to fill in
+        model = model.merge_and_unload()
+    export.write(out / EXPORT, model, base.config, base.processor, base.sidecar, card)
