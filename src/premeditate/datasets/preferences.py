@@ -21,7 +21,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -74,8 +74,8 @@ class BadPair:
 
 
 @dataclass(frozen=True)
-class _Paths:
-    """A pair before its pictures are read."""
+class PairPaths:
+    """A pair before its pictures are read: paths, `root` being their folder."""
 
     id: str
     instruction: str
@@ -87,26 +87,46 @@ class _Paths:
     group: str = ""
     names: tuple[str, str] = ("", "")
     meta: dict[str, Any] = field(default_factory=dict)
+    root: Path = Path()
+
+    def open(self) -> Pair | BadPair:
+        """The pair itself; a `BadPair` for a picture that cannot be read, and for two that are equal."""
+        try:
+            text = check_instruction(self.instruction)
+            source, first, second = (_load(name, self.root) for name in (self.source, *self.edits))
+        except (PremeditateError, TypeError) as error:
+            return BadPair(self.id, f"{self.id}: {error}", self.group)
+        if same(first, second):
+            return BadPair(self.id, f"{self.id}: the two edits are the same picture", self.group)
+        return Pair(self.id, text, source, first, second, self.preference, self.kind, self.dimension, self.group,
+                    self.names, self.meta)  # fmt: skip
 
 
-def read(
-    path: Path, *, root: Path | None = None, format: str | None = None, mix: int | None = 0
-) -> Iterator[Pair | BadPair]:
-    """The pairs of a file, one by one, in its order. `root`: the folder of the pictures; default: the file's. `format`:
-    one of `FORMATS`; default: told by the rows. `mix`: a seed; None: nothing is put in another order.
-
-    A row that is no pair, a picture that cannot be read and a pair of equal pictures come as a `BadPair`, in their
-    place. Raises `PairsError` for a file that cannot be read at all.
-    """
+def listed(path: Path, *, root: Path | None = None, format: str | None = None) -> Iterator[PairPaths | BadPair]:
+    """The pairs of a file without their pictures, one by one, in its order. `root`: the folder of the pictures;
+    default: the file's. `format`: one of `FORMATS`; default: told by the rows. A row that is no pair comes as a
+    `BadPair`. Raises
+    `PairsError` for a file that cannot be read at all."""
     if format is not None and format not in FORMATS:
         raise PairsError(f"there is no format {format!r}", f"there are {', '.join(FORMATS)}")
     base = path.parent if root is None else root
     for number, row in enumerate(_rows(path), 1):
         for found in _pairs(row, f"{path.name}:{number}", format):
-            pair = found if isinstance(found, BadPair) else _open(found, base)
-            if mix is not None and isinstance(pair, Pair) and random.Random(f"{mix}/{pair.id}").random() < 0.5:
-                pair = pair.swapped()
-            yield pair
+            yield found if isinstance(found, BadPair) else replace(found, root=base)
+
+
+def read(
+    path: Path, *, root: Path | None = None, format: str | None = None, mix: int | None = 0
+) -> Iterator[Pair | BadPair]:
+    """As `listed`, with their pictures. `mix`: a seed; None: nothing is put in another order.
+
+    A picture that cannot be read and a pair of equal pictures come as a `BadPair` too, in their place.
+    """
+    for found in listed(path, root=root, format=format):
+        pair = found if isinstance(found, BadPair) else found.open()
+        if mix is not None and isinstance(pair, Pair) and random.Random(f"{mix}/{pair.id}").random() < 0.5:
+            pair = pair.swapped()
+        yield pair
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -136,7 +156,7 @@ def _rows(path: Path) -> Iterator[Any]:
         raise PairsError(f"{path} is empty", "give a file of pairs")
 
 
-def _pairs(row: Any, place: str, format: str | None) -> Iterator[_Paths | BadPair]:
+def _pairs(row: Any, place: str, format: str | None) -> Iterator[PairPaths | BadPair]:
     if not isinstance(row, dict):
         yield BadPair(place, f"{place} is no JSON object")
         return
@@ -154,14 +174,14 @@ def _pairs(row: Any, place: str, format: str | None) -> Iterator[_Paths | BadPai
         yield BadPair(place, f"{place}: {printable(str(error))[:200]}")
 
 
-def _editreward(row: Row, place: str) -> Iterator[_Paths]:
+def _editreward(row: Row, place: str) -> Iterator[PairPaths]:
     tie = row.get("tie_case") not in (None, False, 0, "", "false", "False")
     meta = {key: value for key, value in row.items() if key not in ("prompt", "path_src", "path1", "path2")}
-    yield _Paths(place, row["prompt"], row["path_src"], (row["path1"], row["path2"]), "tie" if tie else "first",
+    yield PairPaths(place, row["prompt"], row["path_src"], (row["path1"], row["path2"]), "tie" if tie else "first",
                  names=(f"{place}/1", f"{place}/2"), meta=meta)  # fmt: skip
 
 
-def _editreward_bench(row: Row, place: str) -> Iterator[_Paths]:
+def _editreward_bench(row: Row, place: str) -> Iterator[PairPaths]:
     if "paths_generated" not in row:
         yield _editreward_row(row, place)
         return
@@ -172,17 +192,17 @@ def _editreward_bench(row: Row, place: str) -> Iterator[_Paths]:
     if set(ranking) & set("ABCDEFGHIJKLMNOPQRSTUVWXYZ") < set(letters):
         raise ValueError(f"the ranking {ranking!r} does not name every one of {', '.join(letters)}")
     for i, j in combinations(range(len(paths)), 2):
-        yield _Paths(
+        yield PairPaths(
             f"{place}/{letters[i]}vs{letters[j]}", row["prompt"], row["path_src"], (paths[i], paths[j]),
             _ranked(ranking, letters[i], letters[j]), group=place, kind=f"{len(paths)}pair",
             names=(f"{place}/{letters[i]}", f"{place}/{letters[j]}"),
         )  # fmt: skip
 
 
-def _editreward_row(row: Row, place: str) -> _Paths:
+def _editreward_row(row: Row, place: str) -> PairPaths:
     group = str(row["id"]).split("_")[0]
     one, _, other = str(row.get("comparison_type") or "AvsB").partition("vs")
-    return _Paths(
+    return PairPaths(
         str(row["id"]), row["instruction"], row["source_image"], (row["candidate_1"], row["candidate_2"]),
         _ranked(str(row["ranking"]), one, other), kind=str(row.get("dataset") or ""), group=group,
         names=(f"{group}/{one}", f"{group}/{other}"),
@@ -205,17 +225,17 @@ def _ranked(ranking: str, one: str, other: str) -> Preference:
     return "first" if ahead == (">" in between) else "second"
 
 
-def _editscore_bench(row: Row, place: str) -> Iterator[_Paths]:
+def _editscore_bench(row: Row, place: str) -> Iterator[PairPaths]:
     edits, key = row["output_images"], row["key"]
     if len(edits) != 2 or len(key) != 2 or isinstance(edits, str) or isinstance(key, str):
         raise ValueError("output_images and key are not two each")
-    yield _Paths(
+    yield PairPaths(
         f"{place}/{row['dimension']}", row["instruction"], row["input_image"], (edits[0], edits[1]), "first",
         kind=str(row["task_type"]), dimension=str(row["dimension"]), names=(str(key[0]), str(key[1])),
     )  # fmt: skip
 
 
-Reader = Callable[[Row, str], Iterator[_Paths]]
+Reader = Callable[[Row, str], Iterator[PairPaths]]
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Reader]] = {
     "editreward": ((("path_src", "path1", "path2"),), _editreward),
     "editreward-bench": (
@@ -225,18 +245,6 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Reader]] = {
     "editscore-bench": ((("output_images", "input_image", "key"),), _editscore_bench),
 }
 """Each format's telling columns (one of these sets), and what reads a row of it."""
-
-
-def _open(paths: _Paths, root: Path) -> Pair | BadPair:
-    try:
-        text = check_instruction(paths.instruction)
-        source, first, second = (_load(name, root) for name in (paths.source, *paths.edits))
-    except (PremeditateError, TypeError) as error:
-        return BadPair(paths.id, f"{paths.id}: {error}", paths.group)
-    if same(first, second):
-        return BadPair(paths.id, f"{paths.id}: the two edits are the same picture", paths.group)
-    return Pair(paths.id, text, source, first, second, paths.preference, paths.kind, paths.dimension, paths.group,
-                paths.names, paths.meta)  # fmt: skip
 
 
 def _load(name: Any, root: Path) -> Image.Image:

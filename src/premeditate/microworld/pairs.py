@@ -16,6 +16,7 @@ The preferred edit is the one that is exactly right, else the one with the large
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -48,6 +49,20 @@ def micro_pairs(n: int, seed: int = 0, split: Split = "train", *, ties: bool = F
     if n < 0:
         raise ValueError(f"n is {n}; give 0 or more")
     return [_pair(sample_task(seed * 100_000 + i, split), ties) for i in range(n)]
+
+
+def training_pairs(n: int, seed: int = 0) -> list[Pair]:
+    """`micro_pairs` for the training of a judge: each brings its true checklist along, in meta["checklist"]."""
+    return [_with_checklist(pair) for pair in micro_pairs(n, seed, "train")]
+
+
+def held_out_pairs(n: int, seed: int = 0) -> list[Pair]:
+    """As `training_pairs`, from test seeds."""
+    return [_with_checklist(pair) for pair in micro_pairs(n, seed, "test")]
+
+
+def _with_checklist(pair: Pair) -> Pair:
+    return replace(pair, meta={**pair.meta, "checklist": pair.meta["microworld"]["checklist"]})
 
 
 def _pair(task: MicroTask, ties: bool) -> Pair:

@@ -36,8 +36,8 @@ def load_rows(spec: str, count: int | None, seed: int) -> list[TaskRow]:
     """
     if count is not None and count < 1:
         raise DataError(f"{count} rows of {spec} are asked for", "ask for at least 1, or null for all of a folder")
-    if _ATTRIBUTE.fullmatch(spec) and not Path(spec).exists():
-        found = _called(spec, count, seed)
+    if names_function(spec):
+        found = called(spec, count, seed, (TaskRow, BadRow))
     else:
         found = list(islice(tasks.rows(Path(spec)), count))
     if not found:
@@ -60,7 +60,14 @@ def load_rows(spec: str, count: int | None, seed: int) -> list[TaskRow]:
     return good
 
 
-def _called(spec: str, count: int | None, seed: int) -> list[TaskRow | BadRow]:
+def names_function(spec: str) -> bool:
+    """Whether `spec` is "module:function", and no file."""
+    return _ATTRIBUTE.fullmatch(spec) is not None and not Path(spec).exists()
+
+
+def called(spec: str, count: int | None, seed: int, kinds: tuple[type, ...]) -> list[Any]:
+    """What the function that `spec` names returns for (count, seed): at most `count` rows, each of one of `kinds`.
+    Raises `DataError`."""
     if count is None:
         raise DataError(f"{spec} is a function and is not told how many rows to make", "give a count of rows")
     module, _, name = spec.partition(":")
@@ -68,14 +75,15 @@ def _called(spec: str, count: int | None, seed: int) -> list[TaskRow | BadRow]:
         made = getattr(import_module(module), name)(count, seed)
     except (ImportError, AttributeError) as error:
         raise DataError(
-            f"the tasks {spec} cannot be loaded ({error})",
+            f"the rows of {spec} cannot be loaded ({error})",
             "check module:function, and that Python finds the module (PYTHONPATH)",
         ) from error
+    wanted = f"return a list of {kinds[0].__name__}"
     if not isinstance(made, Iterable):
-        raise DataError(f"{spec} returned {type(made).__name__}", "return a list of TaskRow")
+        raise DataError(f"{spec} returned {type(made).__name__}", wanted)
     found = list(made)
-    if wrong := next((row for row in found if not isinstance(row, TaskRow | BadRow)), None):
-        raise DataError(f"{spec} returned a {type(wrong).__name__} among its rows", "return a list of TaskRow")
+    if wrong := next((row for row in found if not isinstance(row, kinds)), None):
+        raise DataError(f"{spec} returned a {type(wrong).__name__} among its rows", wanted)
     if len(found) > count:
         raise DataError(f"{spec} returned {len(found)} rows, asked for {count}", "return at most as many as asked for")
     return found

@@ -1,0 +1,85 @@
+"""What the training of a judge on preferred pairs is told: every field of its recipe, with its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from premeditate.prompts.verify import Mode
+from premeditate.training.recipe import Batch, Count, Grouping, Optimizer, Part, Positive, Run
+from premeditate.training.sft.recipe import Model
+
+
+class Data(Part):
+    """`train`, `eval`: files of preferred pairs (premeditate.datasets.preferences; `root`: the folder of their
+    pictures, by default the file's; `format`: by default told by the rows), or "module:function", called with (n, seed)
+    and returning pairs. `*_count`: pairs that are made or read at most; None: all of a file. Ties are left out.
+
+    `checklists`: the SPEC of the reasoner that writes the principles of pairs that bring none along
+    (meta["checklist"]); `folder`: keeps what it wrote."""
+
+    train: str = "premeditate.microworld.pairs:training_pairs"
+    train_count: Count | None = 2048
+    eval: str | None = "premeditate.microworld.pairs:held_out_pairs"
+    eval_count: Count | None = 256
+    root: str | None = None
+    format: str | None = None
+    seed: int = 0
+    checklists: str | None = None
+    folder: str | None = None
+
+
+class Judging(Part):
+    """How traces are drawn: `mode` as in `premeditate.prompts.verify`; `temperature`; at most `max_tokens` each (None:
+    what the mode takes)."""
+
+    mode: Mode = "both"
+    temperature: Positive = 1.0
+    max_tokens: Count | None = None
+
+
+class Algorithm(Part):
+    """GCPO's objective: the ratio's `clip_range`, and `kl`, the weight of the distance to the judge before training."""
+
+    name: Literal["gcpo"] = "gcpo"
+    clip_range: Positive = 0.2
+    kl: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl > 0
+
+
+class VerifierRecipe(Run):
+    """The whole of it. A group is a pair: batch.group_size traces, half of them of the preferred edit."""
+
+    kind: Literal["gcpo"] = "gcpo"
+    out: str = "runs/rrm-gcpo"
+    model: Model = Model()
+    data: Data = Data()
+    judging: Judging = Judging()
+    algorithm: Algorithm = Algorithm()
+    grouping: Grouping = Grouping(kind="gcpo", clip=None)
+    batch: Batch = Batch(groups=8, group_size=16, forward=16)
+    optimizer: Optimizer = Optimizer(lr=1e-6, weight_decay=0.0)
+
+    @property
+    def mode(self) -> Mode:
+        return self.judging.mode
+
+    @model_validator(mode="after")
+    def _fits(self) -> VerifierRecipe:
+        if self.batch.group_size % 2:
+            n = self.batch.group_size + 1
+            raise ValueError(f"a group is as many traces of one edit as of the other; give batch.group_size={n}")
+        if self.grouping.kind != "gcpo":
+            raise ValueError(f"{self.grouping.kind} knows no pairs; give grouping.kind=gcpo")
+        if self.sharding.kind != "none":
+            raise ValueError("a judge that writes cannot be sharded yet; give sharding.kind=none, and LoRA")
+        if max(self.optimizer.betas) >= 1:
+            raise ValueError("an optimiser that forgets nothing learns nothing; give optimizer.betas=[0.9,0.999]")
+        return self
+
+
+__all__ = ["Algorithm", "Data", "Judging", "Model", "VerifierRecipe"]

@@ -1,0 +1,88 @@
+"""Trains a judge on preferred pairs with GCPO: puts a recipe's model and pairs on the training core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from premeditate import presets
+from premeditate.engine.pooled import pooled
+from premeditate.reasoners.transformers import TransformersReasoner
+from premeditate.rewards.checklists.builder import ChecklistBuilder
+from premeditate.rewards.panel import Entry, Panel
+from premeditate.training.distributed import World
+from premeditate.training.flow.adapters.base import fingerprint
+from premeditate.training.flow.lora import make_trainable, merged
+from premeditate.training.loop import Parts
+from premeditate.training.run import Built, OnFigures, Say, run
+from premeditate.training.sft import export
+from premeditate.training.sft.run import Base, load_base
+from premeditate.training.tokens.model import TokenModel
+from premeditate.training.verifier.pairs import Comparison, digest, load
+from premeditate.training.verifier.policy import PairPolicy
+from premeditate.training.verifier.recipe import VerifierRecipe
+from premeditate.training.verifier.rewards import Ordered, Stated
+
+
+def train_gcpo(
+    recipe: VerifierRecipe, *, resume: bool = False, say: Say | None = None, on_figures: OnFigures | None = None
+) -> dict[str, Any]:
+    """Runs `recipe` to its last step and exports the judge into recipe.out/export. Arguments, result and errors as of
+    `premeditate.training.editor.train`; held-out figures are pairs.accuracy, pairs.ties_half and pairs.margin."""
+
+    def build(world: World, tell: Say, stack: ExitStack) -> Built:
+        train, held_out = _pairs(recipe, tell)
+        panel = stack.enter_context(Panel([Entry(Stated())]))
+        judge = stack.enter_context(Panel([Entry(Ordered())]))
+        base = load_base(recipe)
+        before = fingerprint({"model": base.model})
+        policy = PairPolicy(recipe, trainable(base, recipe), train, held_out)
+        made_of = {"the base model's weights": before, "the training tasks": digest(train)}
+
+        def finish(folder: Path, values: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+            _export(recipe, base, folder, values, card)
+
+        return Built(Parts(policy, panel, judge, len(train), len(held_out), made_of), finish)
+
+    half = recipe.model.dtype != "float32"
+    return run(recipe, build, device=recipe.model.device, half=half, resume=resume, say=say, on_figures=on_figures)
+
+
+def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
+    """The model with what is trained of it, and what it was where the objective asks for that."""
+    reasoner = TransformersReasoner(base.model, base.processor, name=recipe.model.base, prompts=base.prompts)
+    frozen = make_trainable(base.model, recipe.model.lora, seed=recipe.seed, reference=recipe.algorithm.needs_reference)
+    if recipe.model.lora is None and not recipe.model.vision:
+        base.model.model.visual.requires_grad_(False)
+    if recipe.model.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return TokenModel(reasoner, frozen)
+
+
+def _pairs(recipe: VerifierRecipe, say: Say) -> tuple[list[Comparison], list[Comparison]]:
+    data, builder = recipe.data, None
+    if data.checklists is not None:
+        builder = ChecklistBuilder(pooled(presets.load_reasoner(data.checklists)), folder=data.folder)
+    train = load(data.train, data.train_count, data, builder, say)
+    held_out = [] if data.eval is None else load(data.eval, data.eval_count, data, builder, say)
+    return train, held_out
+
+
+def _export(
+    recipe: VerifierRecipe, base: Base, folder: Path, values: Mapping[str, Any], card: Mapping[str, Any]
+) -> None:
+    """The whole model with `values` in their places, adapters added in."""
+    network = base.model
+    network.load_state_dict(dict(values), strict=False)
+    with merged(network):
+        own = {name: value for name, value in network.state_dict().items() if "lora_" not in name}
+        state = {name.replace(".base_layer.", "."): value for name, value in own.items()}
+    fresh = load_base(recipe)
+    fresh.model.load_state_dict(state)
+    said = export.Card(
+        presets.resolve("reasoner", recipe.model.base), recipe, card["recipe"], f"{card['tasks']} preferred pairs",
+        card["data"], card["evaluations"],
+    )  # fmt: skip
+    export.write(folder, fresh.model, fresh.processor, fresh.sidecar, fresh.stored, said)
