@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import asyncio
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,9 @@ from premeditate.cli.guard import guarded
 from premeditate.cli.options import AsJson, Seed, Timeout
 
 if TYPE_CHECKING:
+    from premeditate.cli.making import Progress
+    from premeditate.synthesis.parts import Parts
+    from premeditate.synthesis.settings import Settings
     from premeditate.synthesis.source import Source
 
 app = typer.Typer(help="Training data, made with models.", no_args_is_help=True, rich_markup_mode=None)
@@ -70,6 +74,9 @@ def rrm(
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Make every N-th shard, from the I-th: for N machines.")
     ] = "1/1",
+    at_once: Annotated[
+        int, typer.Option(min=1, max=64, help="Shards in work side by side; more keep several endpoints busy.")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Make the shards that FOLDER lacks.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many calls this takes, and stop.")] = False,
     seed: Seed = 0,
@@ -81,46 +88,89 @@ def rrm(
     Each edit gets several judgements, a verdict on each principle by the verifier, and keeps the judgement whose
     verdicts are most often the verifier's. Nothing is left out silently: the datasheet in FOLDER counts it.
     """
-    import asyncio
+    from rich.console import Console
 
     from premeditate.address import shown
+    from premeditate.cli import making
     from premeditate.engine.pool import Policy
     from premeditate.errors import PremeditateError
+    from premeditate.files import check_writable
     from premeditate.synthesis import parts as models
-    from premeditate.synthesis.run import Part, begin, make
-    from premeditate.synthesis.settings import JudgeSpec, Settings
+    from premeditate.synthesis.run import Part, begin
+    from premeditate.synthesis.settings import FILE, JudgeSpec, Settings
 
+    # Everything that can be found wrong is found wrong before a model is loaded.
     if balance != "none":
         raise PremeditateError(f"--balance is {balance!r}", "none is the only way so far")
-    editors, chosen = editor or ["micro"], [JudgeSpec.parse(text) for text in judge or ["apart:micro"]]
+    editors, judges = editor or ["micro"], [JudgeSpec.parse(text) for text in judge or ["apart:micro"]]
     temperatures = temperature or [0.0, 0.7, 1.0]
-    mine = Part.parse(part)
-    source = _source(tasks, count, seed)
+    mine, source = Part.parse(part), _source(tasks, count, seed)
     settings = Settings(
         tasks=tasks, digest=source.digest, count=count, seed=seed, shard_size=shard_size,
         editors=tuple(map(shown, editors)), edits_per_editor=edits_per_editor,
-        judges=tuple(one.name for one in chosen), temperatures=tuple(temperatures),
+        judges=tuple(one.name for one in judges), temperatures=tuple(temperatures),
         reasoner=None if reasoner is None else shown(reasoner), verifier=shown(verifier), min_accuracy=min_accuracy,
-        balance="none",
     ).check()  # fmt: skip
-    missing = begin(output, settings, mine, source.shards(shard_size), resume=resume)
-    parts = models.load(editors, chosen, temperatures, verifier, reasoner, Policy(timeout=timeout))
+    total = source.shards(shard_size)
+    missing = begin(output, settings, mine, total, resume=resume or dry_run)
+    if dry_run:
+        _dry_run(settings, source, missing, json_output)
+        return
+    check_writable(output / FILE)
+    again = "go on with the same command" + ("" if resume else " and --resume")
+    with making.Progress(Console(stderr=True), len(missing), total, quiet=json_output) as progress:
+        parts = models.load(editors, judges, temperatures, verifier, reasoner, Policy(timeout=timeout))
+        try:
+            found = asyncio.run(_make(source, parts, settings, output, missing, at_once, progress))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            whole = total - len(missing) + progress.done
+            raise KeyboardInterrupt(f"{whole} of {total} shards are whole; {again}") from None
+    if json_output:
+        print(json.dumps({"folder": str(output), **found}, ensure_ascii=False))
+    else:
+        making.show(found, str(output), again)
 
-    def made(number: int, counts: Any) -> None:
-        print(
-            f"shard {number}: {counts.kept} of {counts.asked} edits kept, {dict(counts.lost)}",
-            counts.seconds,
-            file=sys.stderr,
-            flush=True,
-        )
 
+async def _make(
+    source: Source,
+    parts: Parts,
+    settings: Settings,
+    output: Path,
+    missing: list[int],
+    at_once: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    from premeditate.synthesis.run import make
+
+    watcher = asyncio.create_task(progress.watch(parts))
     try:
-        asyncio.run(make(source, parts, settings, output, missing, made=made))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command with --resume goes on") from None
+        return await make(
+            source, parts, settings, output, missing, at_once=at_once, say=progress.stage_of, made=progress.made
+        )
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+def _dry_run(settings: Settings, source: Source, missing: list[int], json_output: bool) -> None:
+    from itertools import chain, islice
+
+    from premeditate.cli import making
+    from premeditate.synthesis.estimate import LOOKED, calls
+
+    size = settings.shard_size
+    tasks = sum(min(size, source.total - number * size) for number in missing)
+    rows = chain.from_iterable(rows for _, rows in source.portions(size, set(missing).__contains__))
+    found = calls(settings, islice(rows, LOOKED), tasks)
+    found = {"shards": {"missing": len(missing), "total": source.shards(size)}, **found}
+    if json_output:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        making.show_calls(found)
 
 
 def _source(tasks: str, count: int | None, seed: int) -> Source:
+    """Raises ValueError for tasks that are none."""
     from premeditate.synthesis.parts import is_attribute
     from premeditate.synthesis.source import Source
 

@@ -71,12 +71,17 @@ def read(folder: Path) -> Iterator[JudgedEdit]:
     if not shards:
         raise JudgedError(f"{folder} holds no judged edits", "make them: premeditate data rrm")
     for shard in shards:
-        for number, line in enumerate(shard.read_bytes().splitlines(), 1):
-            try:
-                yield JudgedEdit.model_validate_json(line)
-            except ValidationError as error:
-                where = f"{SHARDS}/{shard.name}:{number}"
-                raise JudgedError(f"{where} is no judged edit ({one_line(error)})", "make that shard again") from None
+        yield from read_shard(shard)
+
+
+def read_shard(path: Path) -> Iterator[JudgedEdit]:
+    """The judged edits of one shard. Raises `JudgedError` for a line that is none."""
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            yield JudgedEdit.model_validate_json(line)
+        except ValidationError as error:
+            where = f"{SHARDS}/{path.name}:{number}"
+            raise JudgedError(f"{where} is no judged edit ({one_line(error)})", "make that shard again") from None
 
 
 def put(folder: Path, picture: Image.Image) -> str:

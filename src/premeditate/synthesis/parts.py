@@ -66,6 +66,12 @@ class Parts:
             if callable(prepare := getattr(model, "prepare", None)):
                 await prepare()
 
+    def in_flight(self) -> int:
+        """Calls under way at endpoints."""
+        return sum(
+            load.in_flight for m in self.models if callable(loads := getattr(m, "loads", None)) for load in loads()
+        )
+
     async def aclose(self) -> None:
         closing = [close() for model in self.models if callable(close := getattr(model, "aclose", None))]
         await asyncio.gather(*closing, return_exceptions=True)
@@ -133,5 +139,5 @@ def _attribute(spec: str, what: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"the {what} {spec} cannot be loaded ({one_line(error)})",
-                         "check module:attribute, and that Python finds the module (PYTHONPATH)") from error  # fmt: skip
+        mend = "check module:attribute, and that Python finds the module (PYTHONPATH)"
+        raise ModelError(f"the {what} {spec} cannot be loaded ({one_line(error)})", mend) from error

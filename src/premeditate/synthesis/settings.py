@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import ConfigDict, ValidationError
 
 from premeditate.address import shown
+from premeditate.datasets.judged import SHARDS
 from premeditate.errors import PremeditateError
 from premeditate.files import write_atomic
 from premeditate.synthesis.errors import SynthesisError
@@ -78,12 +79,18 @@ class Settings(Record):
         return self
 
     def adopt(self, folder: Path) -> None:
-        """Writes the settings into `folder`, or finds the same there. Raises `SynthesisError` for others, and says
-        which."""
-        path = folder / FILE
-        if not path.exists():
-            write_atomic(path, (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode())
-            return
+        """Writes the settings into `folder`, or finds the same there. Raises `SynthesisError` as `compare`."""
+        if not self.compare(folder):
+            write_atomic(folder / FILE, (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode())
+
+    def compare(self, folder: Path) -> bool:
+        """Whether `folder` has these settings; those of a folder without shards hold nobody to anything. Raises
+        `SynthesisError` for others, and says which differ."""
+        shards = (folder / SHARDS).is_dir() and any((folder / SHARDS).glob("*.jsonl"))
+        if not shards:
+            return False
+        if not (folder / FILE).is_file():
+            raise SynthesisError(f"{folder} holds shards and no {FILE}", "restore it, or give another folder")
         there = read(folder)
         differ = [
             f"{name} is {_short(theirs)} there and {_short(ours)} here"
@@ -95,6 +102,7 @@ class Settings(Record):
                 f"{folder} was made with other settings: {'; '.join(differ)}",
                 "give the same options again, or another folder",
             )
+        return True
 
 
 def read(folder: Path) -> dict[str, Any]:

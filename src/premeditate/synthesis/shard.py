@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ FEW = 4
 TASKS_LOST = ("unreadable task", "no principles")
 EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least accuracy")
 """Why a task or an edit is not in the data."""
+MEND = "put that right and go on with --resume"
 Result = TypeVar("Result")
 Say = Callable[[str, int, int], None]
 """Told a stage, and how much of how much there is of it."""
@@ -117,7 +118,8 @@ class Maker:
         with counts.timed("candidates"):
             await self._candidates(edits, counts)
         with counts.timed("selection"):
-            kept = [made for edit in edits if (made := self._kept(edit, counts)) is not None]
+            # Encoding pictures takes its time, in which calls of other shards are looked after.
+            kept = await asyncio.to_thread(self._select, edits, counts)
         counts.kept = len(kept)
         return kept, counts
 
@@ -131,14 +133,14 @@ class Maker:
             try:
                 if isinstance(row, BadRow):
                     raise PremeditateError(row.problem)
-                check_instruction(row.instruction)
+                row = replace(row, instruction=check_instruction(row.instruction))
                 prompt_of(row)
                 if not row.images:
                     raise PremeditateError("it has no picture", "give at least one")
             except ValueError as error:
                 counts.lose("unreadable task", one_line(error, ValueError))
                 continue
-            found.append((row, _given(row)))
+            found.append((row, given(row)))
         lacking = [i for i, (_, checklist) in enumerate(found) if checklist is None]
         if lacking and self.parts.builder is not None:
             self.say("principles", 0, len(lacking))
@@ -146,8 +148,11 @@ class Maker:
             written = await _whole("the reasoner that writes principles", self.parts.builder.write(subjects))
             self._alive("principles", [c.raw for c in written if c.status == "unavailable"], len(written),
                         "the reasoner that writes principles")  # fmt: skip
-            for i, checklist in zip(lacking, written, strict=True):
-                found[i] = (found[i][0], checklist)
+            for i, made in zip(lacking, written, strict=True):
+                found[i] = (found[i][0], made)
+        elif lacking and len(lacking) == len(found):
+            raise DeadPart(f"none of {len(found)} tasks brings principles, and nobody writes them",
+                           "add --reasoner SPEC, or give each task its own in meta.checklist")  # fmt: skip
         ready = []
         for row, checklist in found:
             if checklist is None:
@@ -232,6 +237,10 @@ class Maker:
             counts.candidates.setdefault(key, Counter())[candidate.status] += 1
             if candidate.status != "scored":
                 counts.problems.setdefault(key, Counter())[_reason(candidate.problem)] += 1
+        every = [c for edit in edits for c in edit.candidates]
+        self._alive("judges", [c.problem for c in every if c.status != "scored"], len(every),
+                    "reading what the judges say",
+                    "a model that answers single questions only is asked as apart:SPEC")  # fmt: skip
 
     async def _judged(self, judge: Judge, edits: Sequence[_Edit]) -> list[list[Candidate]]:
         work = [Asked(edit.sample, edit.last, self._seeds(judge, edit)) for edit in edits]
@@ -248,6 +257,9 @@ class Maker:
         )
 
     # -- selection -----------------------------------------------------------------------------------------------
+
+    def _select(self, edits: Sequence[_Edit], counts: Counts) -> list[JudgedEdit]:
+        return [made for edit in edits if (made := self._kept(edit, counts)) is not None]
 
     def _kept(self, edit: _Edit, counts: Counts) -> JudgedEdit | None:
         candidates = [graded(candidate, edit.gold) for candidate in edit.candidates]
@@ -266,14 +278,13 @@ class Maker:
             principles=edit.items, gold=edit.gold, reasons=edit.reasons, candidates=tuple(candidates), chosen=chosen,
         )  # fmt: skip
 
-    def _alive(self, part: str, failures: Sequence[str], total: int, name: str) -> None:
+    def _alive(self, part: str, failures: Sequence[str], total: int, name: str, mend: str = MEND) -> None:
         """Raises `DeadPart` where every try failed, unless they were few and the part has worked before."""
         if len(failures) < total:
             self.proven.add(part)
         elif total and not (total < FEW and part in self.proven):
             why, times = Counter(_reason(failure) for failure in failures).most_common(1)[0]
-            raise DeadPart(f"{name} failed with all {total} of a shard ({times} times: {why})",
-                           "put that right and go on with --resume")  # fmt: skip
+            raise DeadPart(f"{name} failed with all {total} of a shard ({times} times: {why})", mend)
 
 
 def graded(candidate: Candidate, gold: Sequence[bool]) -> Candidate:
@@ -300,8 +311,8 @@ def slot(candidate: Candidate) -> str:
     return f"{candidate.judge} @ {candidate.temperature:g}"
 
 
-def _given(row: TaskRow) -> Checklist | None:
-    """The principles that the task brings along."""
+def given(row: TaskRow) -> Checklist | None:
+    """The principles that the task brings along, None for none."""
     if (items := row.meta.get("checklist")) is None:
         return None
     try:
@@ -331,4 +342,4 @@ async def _whole(name: str, work: Awaitable[Result]) -> Result:
     except PremeditateError:
         raise
     except Exception as error:
-        raise DeadPart(f"{name} failed: {one_line(error)}", "put that right and go on with --resume") from error
+        raise DeadPart(f"{name} failed: {one_line(error)}", MEND) from error

@@ -1,0 +1,94 @@
+"""Data as it is made, in a terminal: the shard in work, what is kept and what is not, how long it will take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from premeditate.cli.board import DRAW, LINE, duration, pace
+from premeditate.cli.progress import Waiting, line, say
+
+if TYPE_CHECKING:
+    from premeditate.synthesis.parts import Parts
+    from premeditate.synthesis.shard import Counts
+
+
+class Progress(Waiting):
+    """`missing` shards are to be made of `total`. On a terminal a line that changes, else one every ten seconds.
+    `quiet`: nothing."""
+
+    def __init__(self, console: Console, missing: int, total: int, *, quiet: bool = False) -> None:
+        super().__init__(console, "loading the models", quiet=quiet)
+        self.missing, self.total, self.began = missing, total, time.monotonic()
+        self.done = self.tasks = self.kept = 0
+        self.lost: Counter[str] = Counter()
+        self.stage = ""
+        self._work = 0
+
+    def stage_of(self, stage: str, done: int, total: int) -> None:
+        self.stage = f"{stage} ({total:,})"
+
+    def made(self, number: int, counts: Counts) -> None:
+        self.done += 1
+        self.tasks += counts.tasks
+        self.kept += counts.kept
+        self.lost.update(counts.lost)
+
+    def text(self, in_flight: int = 0) -> str:
+        """The state on one line."""
+        seconds = time.monotonic() - self.began
+        parts = [f"shard {self.total - self.missing + min(self.done + 1, self.missing)}/{self.total}"]
+        parts += [self.stage] if self.stage else []
+        parts += [f"{in_flight} calls in flight"] if in_flight else []
+        parts.append(f"{self.kept:,} edits kept" + "".join(f", {n:,} {what}" for what, n in self.lost.items()))
+        if self.done:
+            parts += [pace(self.tasks / seconds), f"{duration(seconds / self.done * (self.missing - self.done))} left"]
+        return "; ".join(parts)
+
+    async def watch(self, parts: Parts) -> None:
+        """Shows it until it is cancelled."""
+        while True:
+            await asyncio.sleep(DRAW if self.status else LINE)
+            text = self.text(parts.in_flight())
+            if self.status:
+                self.status.update(f"[dim]{say(text)}[/dim]")
+            elif not self.quiet:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(found: Mapping[str, Any], folder: str, again: str) -> None:
+    """What a run came to, from its datasheet."""
+    console = Console()
+    shards, edits = found["shards"], found["edits"]
+    line(console, "shards", f"{shards['whole']} of {shards['total']}, {found['tasks']:,} tasks")
+    line(console, "edits", f"{edits['kept']:,} of {edits['asked']:,} kept")
+    for what, lost in found["lost"].items():
+        if lost["count"]:
+            why = next(iter(lost["reasons"]), "")
+            line(console, "", f"[yellow]{lost['count']:,} {lost['of']}: {what}[/yellow]  [dim]{say(why)}[/dim]")
+    for name, one in found["candidates"].items():
+        rate, kept = one["accuracy"], one["chosen"]
+        told = "-" if rate["value"] is None else f"{rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+        label = "accuracy" if name == next(iter(found["candidates"])) else ""
+        line(console, label, f"{told}  {say(name)}  [dim]kept {kept:,} times[/dim]")
+    line(console, "datasheet", say(f"{folder}/datasheet.md"))
+    if shards["missing"]:
+        line(console, "unfinished", f"{len(shards['missing'])} shards are missing; {say(again)}", "yellow")
+
+
+def show_calls(calls: Mapping[str, Any]) -> None:
+    """What a run would take."""
+    console = Console()
+    line(console, "shards", f"{calls['shards']['missing']} of {calls['shards']['total']} to make")
+    for label, what in (("tasks", "tasks"), ("edits", "edits")):
+        line(console, label, f"{calls[what]:,}")
+    for number, (name, count) in enumerate(calls["calls"].items()):
+        told = "not known" if count is None else f"{count:,}"
+        line(console, "" if number else "calls", f"{told:>12}  {say(name)}")
+    for note in calls["notes"]:
+        line(console, "note", f"[yellow]{say(note)}[/yellow]")
