@@ -9,40 +9,46 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from premeditate.files import write_error
 from premeditate.local import SIDECAR
 from premeditate.presets import REASONERS, Preset
-from premeditate.training.sft.recipe import SftRecipe
+from premeditate.prompts.verify import Mode
+from premeditate.training.sft.recipe import Trains
 
 CARD = "README.md"
 
 
+class Judges(Trains, Protocol):
+    """The recipe of a judge whose answers are of one mode."""
+
+    @property
+    def mode(self) -> Mode: ...
+
+
 @dataclass(frozen=True)
 class Card:
-    """What is said of it. `preset`: what the recipe's base stands for. `recipe`: YAML. `data`: in words, and its
-    SHA-256. `evaluations`: rows of the journal."""
+    """What is said of it. `preset`: what the recipe's base stands for. `text`: the recipe as YAML. `data`: what was
+    learnt from, in words, and its SHA-256. `evaluations`: rows of the journal. `method`: how it was trained."""
 
     preset: Preset
-    recipe: SftRecipe
+    recipe: Judges
     text: str
     data: str
     digest: str
     evaluations: Sequence[Mapping[str, Any]] = ()
+    method: str = "the cold start of Edit-RRM, arXiv 2604.27505"
 
 
-def write(folder: Path, model: Any, config: Any, processor: Any, sidecar: Mapping[str, Any], card: Card) -> Path:
-    """Writes `model` with the `config` and in the dtype that its base has where it lies (it is changed in place), its
-    tokenizer, image processor and sidecar. A folder that is there stays until the new one is complete. Raises
-    `WriteError`."""
+def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], dtype: Any, card: Card) -> Path:
+    """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. A folder that is
+    there stays until the new one is complete. Raises `WriteError`."""
     old, new = (folder.with_name(f".{word}-{secrets.token_hex(6)}") for word in ("old", "new"))
     tokenizer = processor.tokenizer
     tokenizer.chat_template = processor.chat_template
-    model.config = config
-    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     try:
-        (model if dtype is None else model.to(dtype)).save_pretrained(new)
+        model.to(dtype).save_pretrained(new)
         tokenizer.save_pretrained(new)
         processor.image_processor.save_pretrained(new)
         (new / SIDECAR).write_text(json.dumps(dict(sidecar)) + "\n", encoding="utf-8")
@@ -72,8 +78,8 @@ def render(card: Card) -> str:
     return "\n".join([
         "---", *(f"{key}: {value}" for key, value in head.items() if value), "---", "",
         f"# {base if hub or base in REASONERS else 'A vision-language model'}, trained to judge edits", "",
-        f"{about}, trained with Premeditate to judge an image edit by principles (the cold start of Edit-RRM, arXiv "
-        f"2604.27505). An answer holds {holds}.",
+        f"{about}, trained with Premeditate to judge an image edit by principles ({card.method}). An answer "
+        f"holds {holds}.",
         *([f"The base's licence is {preset.licence}; it says what holds for weights made from it."]
           if preset.licence else []),
         "", "## Use", "", "```yaml", "rewards:", f'  - use: "rrm[mode={recipe.mode}]:FOLDER"  # this folder', "```", "",
@@ -84,14 +90,19 @@ def render(card: Card) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rows:
+    """A row for each evaluation and a column for each figure, with its interval where it has one."""
+    names = sorted({key for row in rows for key in row
+                    if key.startswith("eval/") and not key.endswith(("/low", "/high", "/n"))})  # fmt: skip
+    if not names:
         return ["None were taken."]
 
     def cell(row: Mapping[str, Any], name: str) -> str:
-        return "-" if row.get(name) is None else f"{row[name]:.3f}"
+        low, high = row.get(f"{name}/low"), row.get(f"{name}/high")
+        interval = "" if low is None or high is None else f" ({low:.3f} - {high:.3f})"
+        return "-" if row.get(name) is None else f"{row[name]:.3f}{interval}"
 
+    shown = [name.removeprefix("eval/").replace("_", " ") for name in names]
     return [
-        "Mean loss of an answer's tokens, and the share of tokens that the model would have chosen.", "",
-        "| step | loss | token accuracy |", "|---|---|---|",
-        *(f"| {row['step']} | {cell(row, 'eval/loss')} | {cell(row, 'eval/token_accuracy')} |" for row in rows),
+        f"| step | {' | '.join(shown)} |", "|---" * (len(names) + 1) + "|",
+        *(f"| {row.get('step', '-')} | {' | '.join(cell(row, name) for name in names)} |" for row in rows),
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,13 @@ class Logging(Part):
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     project: str = "premeditate"
+
+
+class Trains(Protocol):
+    """A recipe that trains a judge."""
+
+    @property
+    def model(self) -> Model: ...
 
 
 class SftRecipe(Part):

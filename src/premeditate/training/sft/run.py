@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from premeditate import presets
 from premeditate.address import is_address
 from premeditate.config import dump_config
@@ -28,7 +30,7 @@ from premeditate.training.journal import LOG, Journal
 from premeditate.training.recipe import Run
 from premeditate.training.sft import checkpoints, export
 from premeditate.training.sft.data import Encoder, Lessons, collect
-from premeditate.training.sft.recipe import SftRecipe, portions
+from premeditate.training.sft.recipe import SftRecipe, Trains, portions
 
 Say = Callable[[str], None]
 OnFigures = Callable[[str, int, Mapping[str, float]], None]
@@ -98,18 +100,19 @@ def train_sft(
 
 @dataclass(frozen=True)
 class Base:
-    """The model that is trained. `prompts`: the prompt set that it speaks. `limit`: tokens that it reads. `config`:
-    as it was before loading and training changed it. `sidecar`: what a folder of it has to say."""
+    """The model that is trained. `prompts`: the prompt set that it speaks. `limit`: tokens that it reads. `stored`: the
+    dtype of its weights where they lie, and `config` as it lies there. `sidecar`: what a folder of it has to say."""
 
     model: Any
     processor: Any
     prompts: str
     limit: int | None
+    stored: torch.dtype
     config: Any
     sidecar: Mapping[str, Any]
 
 
-def load_base(recipe: SftRecipe) -> Base:
+def load_base(recipe: Trains) -> Base:
     """The model of `recipe`, as a reasoner loads it, with everything trainable that is to be trained without LoRA.
     Raises `ModelError`."""
     wanted, preset = recipe.model, _resolve(recipe.model.base)
@@ -134,7 +137,7 @@ def load_base(recipe: SftRecipe) -> Base:
         model.model.visual.requires_grad_(False)
     return Base(
         model, made.processor, made.prompts, getattr(model.config.get_text_config(), "max_position_embeddings", None),
-        config, {**{k: v for k, v in sidecar.items() if k in SIDECAR_OPTIONS}, "prompts": made.prompts},
+        _dtype(config), config, {**{k: v for k, v in sidecar.items() if k in SIDECAR_OPTIONS}, "prompts": made.prompts},
     )  # fmt: skip
 
 
@@ -153,6 +156,11 @@ def _config(spec: str, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(spec, trust_remote_code=False, revision=revision)
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _dtype(config: Any) -> torch.dtype:
+    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _sidecar(spec: str) -> dict[str, Any]:
@@ -213,4 +221,5 @@ def _export(trainer: Any, base: Base, out: Path, card: export.Card) -> None:
         with suppress(FileNotFoundError):
             (out / ADAPTER / export.CARD).unlink()  # peft's, with blanks to fill in
         model = model.merge_and_unload()
-    export.write(out / EXPORT, model, base.config, base.processor, base.sidecar, card)
+    model.config = base.config  # a trainer switches parts of it off
+    export.write(out / EXPORT, model, base.processor, base.sidecar, base.stored, card)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -31,6 +33,29 @@ WORKERS = 4
 
 
 class Trainer(SFTTrainer):
+    """Held-out figures are means over the tokens of all answers. TRL's are means over batches, which change with the
+    size of a batch."""
+
+    _sums: Tensor | float = 0.0
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = model(**inputs, use_cache=False, fused_lm_head=True)
+        rows = [-found.log_probs, found.is_top1, found.entropy, found.label_mask]  # all 0 where no label stands
+        sums = torch.stack([row.double().sum(1) for row in rows], 1)
+        self._sums = self._sums + self.accelerator.gather_for_metrics(sums).sum(0)
+        return sums[:, 0].sum() / sums[:, -1].sum(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "eval_loss" in logs:
+            assert isinstance(self._sums, Tensor)
+            loss, right, entropy, count = self._sums.tolist()
+            logs |= {"eval_loss": loss / count, "eval_mean_token_accuracy": right / count,
+                     "eval_entropy": entropy / count}  # fmt: skip
+            self._sums = 0.0
+        super().log(logs, start_time)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint needs none, and the export has its own."""
 
