@@ -123,6 +123,9 @@ def build(
         eval_dataset=None if held_out is None else Dataset.from_file(str(held_out)),
         callbacks=[record], peft_config=None if recipe.model.lora is None else _lora(recipe.model.lora, model),
     )  # fmt: skip
+    # Some models say that they cannot: but the loss is TRL's. A step's loss is then the mean over the tokens of all its
+    # answers, and not of forwards that hold more or fewer.
+    made.model_accepts_loss_kwargs = True
     for printing in (PrinterCallback, ProgressCallback):
         made.remove_callback(printing)
     return made
