@@ -118,7 +118,9 @@ def rrm(
         return
     check_writable(output / FILE)
     again = "go on with the same command" + ("" if resume else " and --resume")
-    with making.Progress(Console(stderr=True), len(missing), total, quiet=json_output) as progress:
+    with making.Progress(
+        Console(stderr=True), len(missing), total, source.size_of(missing, shard_size), quiet=json_output
+    ) as progress:
         parts = models.load(editors, judges, temperatures, verifier, reasoner, Policy(timeout=timeout))
         try:
             found = asyncio.run(_make(source, parts, settings, output, missing, at_once, progress))
@@ -159,7 +161,7 @@ def _dry_run(settings: Settings, source: Source, missing: list[int], json_output
     from premeditate.synthesis.estimate import LOOKED, calls
 
     size = settings.shard_size
-    tasks = sum(min(size, source.total - number * size) for number in missing)
+    tasks = source.size_of(missing, size)
     rows = chain.from_iterable(rows for _, rows in source.portions(size, set(missing).__contains__))
     found = calls(settings, islice(rows, LOOKED), tasks)
     found = {"shards": {"missing": len(missing), "total": source.shards(size)}, **found}

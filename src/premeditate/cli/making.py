@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 class Progress(Waiting):
-    """`missing` shards are to be made of `total`. On a terminal a line that changes, else one every ten seconds.
-    `quiet`: nothing."""
+    """`missing` shards with `tasks` tasks are to be made, of `total`. On a terminal a line that changes, else one every
+    ten seconds. `quiet`: nothing."""
 
-    def __init__(self, console: Console, missing: int, total: int, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, missing: int, total: int, tasks: int, *, quiet: bool = False) -> None:
         super().__init__(console, "loading the models", quiet=quiet)
-        self.missing, self.total, self.began = missing, total, time.monotonic()
+        self.missing, self.total, self.all_tasks = missing, total, tasks
+        self.began: float | None = None  # when the models were there
         self.done = self.tasks = self.kept = 0
         self.lost: Counter[str] = Counter()
         self.stage = ""
-        self._work = 0
 
-    def stage_of(self, stage: str, done: int, total: int) -> None:
+    def stage_of(self, stage: str, total: int) -> None:
+        self.began = time.monotonic() if self.began is None else self.began
         self.stage = f"{stage} ({total:,})"
 
     def made(self, number: int, counts: Counts) -> None:
@@ -41,13 +42,13 @@ class Progress(Waiting):
 
     def text(self, in_flight: int = 0) -> str:
         """The state on one line."""
-        seconds = time.monotonic() - self.began
         parts = [f"shard {self.total - self.missing + min(self.done + 1, self.missing)}/{self.total}"]
         parts += [self.stage] if self.stage else []
         parts += [f"{in_flight} calls in flight"] if in_flight else []
         parts.append(f"{self.kept:,} edits kept" + "".join(f", {n:,} {what}" for what, n in self.lost.items()))
-        if self.done:
-            parts += [pace(self.tasks / seconds), f"{duration(seconds / self.done * (self.missing - self.done))} left"]
+        if self.tasks and self.began is not None:
+            rate = self.tasks / (time.monotonic() - self.began)
+            parts += [pace(rate), f"{duration((self.all_tasks - self.tasks) / rate)} left"]
         return "; ".join(parts)
 
     async def watch(self, parts: Parts) -> None:

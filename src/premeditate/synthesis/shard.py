@@ -33,8 +33,8 @@ EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least
 """Why a task or an edit is not in the data."""
 MEND = "put that right and go on with --resume"
 Result = TypeVar("Result")
-Say = Callable[[str, int, int], None]
-"""Told a stage, and how much of how much there is of it."""
+Say = Callable[[str, int], None]
+"""Told a stage as it begins, and how much there is of it."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Maker:
 
     def __init__(self, parts: Parts, settings: Settings, folder: Path, say: Say | None = None) -> None:
         self.parts, self.settings, self.folder = parts, settings, folder
-        self.say: Say = say or (lambda stage, done, total: None)
+        self.say: Say = say or (lambda stage, count: None)
         self.proven: set[str] = set()
 
     async def make(self, rows: Sequence[TaskRow | BadRow]) -> tuple[list[JudgedEdit], Counts]:
@@ -143,7 +143,7 @@ class Maker:
             found.append((row, given(row)))
         lacking = [i for i, (_, checklist) in enumerate(found) if checklist is None]
         if lacking and self.parts.builder is not None:
-            self.say("principles", 0, len(lacking))
+            self.say("principles", len(lacking))
             subjects = [Subject(found[i][0].images, found[i][0].instruction) for i in lacking]
             written = await _whole("the reasoner that writes principles", self.parts.builder.write(subjects))
             self._alive("principles", [c.raw for c in written if c.status == "unavailable"], len(written),
@@ -170,7 +170,7 @@ class Maker:
         places = [(row, items, k) for row, items in ready for k in range(each)]
         editors = self.parts.editors
         counts.asked = len(places) * len(editors)
-        self.say("edits", 0, counts.asked)
+        self.say("edits", counts.asked)
         made = await asyncio.gather(*(self._edited(name, editor, places) for name, editor in editors.items()))
         results = dict(zip(editors, made, strict=True))
         found = []
@@ -206,7 +206,7 @@ class Maker:
     async def _gold(self, edits: list[_Edit], counts: Counts) -> list[_Edit]:
         if not edits:
             return []
-        self.say("gold", 0, len(edits))
+        self.say("gold", len(edits))
         name = f"the verifier {self.settings.verifier}"
         verdicts = list(await _whole(name, self.parts.verifier.verify([edit.sample for edit in edits])))
         if len(verdicts) != len(edits):
@@ -227,7 +227,7 @@ class Maker:
 
     async def _candidates(self, edits: Sequence[_Edit], counts: Counts) -> None:
         judges = self.parts.judges
-        self.say("candidates", 0, len(edits) * len(judges) * len(self.settings.temperatures))
+        self.say("candidates", len(edits) * len(judges) * len(self.settings.temperatures))
         rows = await asyncio.gather(*(self._judged(judge, edits) for judge in judges))
         for row in rows:
             for edit, candidates in zip(edits, row, strict=True):

@@ -42,6 +42,10 @@ class Source:
     def shards(self, size: int) -> int:
         return -(-self.total // size)
 
+    def size_of(self, shards: Iterable[int], size: int) -> int:
+        """The tasks in some shards."""
+        return sum(min(size, self.total - number * size) for number in shards)
+
     def portions(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[TaskRow | BadRow]]]:
         """(number, rows) of each shard that is wanted, in order. May be asked for once."""
         rows = iter(self._rows)
