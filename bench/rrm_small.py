@@ -64,9 +64,7 @@ def batches(encoder: Encoder, seed: int) -> Any:
 
 def loss_of(fast: Fast, batch: Batch) -> torch.Tensor:
     seen = fast.see(batch.pictures)
-    states, _ = fast.hidden(
-        batch.ids, seen.reshape(len(batch.ids), -1, seen.shape[-1]), batch.positions, batch.mask
-    )
+    states, _ = fast.hidden(batch.ids, seen.reshape(len(batch.ids), -1, seen.shape[-1]), batch.positions, batch.mask)
     wanted = batch.weights > 0
     words = F.cross_entropy(fast.logits(states[wanted]), batch.labels[wanted], reduction="none")
     return (words * batch.weights[wanted]).sum() / batch.weights.sum()

@@ -16,12 +16,14 @@ import yaml
 from rich.console import Console
 
 from premeditate.cli.steps import Progress, evaluated, stepped
-from premeditate.config import load_config, shipped
+from premeditate.config import load_kind, shipped
 from premeditate.errors import ExitCode
 from premeditate.training import checkpoint
 from premeditate.training.errors import TrainingError
 from premeditate.training.geometry import Geometry
+from premeditate.training.kinds import EDITOR, RECIPES, trainer
 from premeditate.training.recipe import Recipe
+from premeditate.training.sft.recipe import portions
 from support.command import premeditate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +189,7 @@ def test_progress_on_a_terminal_is_one_line_that_changes() -> None:
     screen = io.StringIO()
     screen.isatty = lambda: True  # type: ignore[method-assign]
     console = Console(file=screen, force_terminal=True, width=120, _environ={"TERM": "xterm"})
-    with Progress(Recipe(steps=9), console) as progress:
+    with Progress(9, console) as progress:
         for step in range(1, 4):
             progress.figures("step", step, STEP)
         progress.figures("eval", 3, {"eval/a": 0.5, "eval/coverage": 0.25})
@@ -202,7 +204,7 @@ def test_progress_on_a_terminal_is_one_line_that_changes() -> None:
 
 def test_quiet_progress_says_nothing() -> None:
     screen = io.StringIO()
-    with Progress(Recipe(), Console(file=screen), quiet=True) as progress:
+    with Progress(200, Console(file=screen), quiet=True) as progress:
         progress.figures("step", 1, STEP)
         progress.figures("eval", 1, EVAL)
         progress.notice("x")
@@ -221,8 +223,29 @@ def test_figures_in_words() -> None:
 
 def test_every_shipped_recipe_can_be_used() -> None:
     assert shipped()
-    for path in shipped().values():
-        Geometry.of(load_config(Recipe, path))
+    for name, path in shipped().items():
+        made = load_kind(RECIPES, path, default=EDITOR)
+        # How it lies on one device.
+        portions(made.batch, 1) if made.kind == "sft" else Geometry.of(made)
+        assert callable(trainer(made)), name
+
+
+def test_an_unknown_kind_names_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("kind: gpco\n")
+    done = premeditate("train", str(tmp_path / "r.yaml"))
+    assert done.code == ExitCode.USAGE and 'there is no kind "gpco"; give gcpo' in done.err
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("gcpo", ["# geometry", "traces of each edit    8", "pairs a step           8"]),
+    ("sft", ["# geometry", "samples a step     32", "forwards a step    8"]),
+])  # fmt: skip
+def test_a_dry_run_of_a_judge_says_how_its_batches_lie(kind: str, said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"kind: {kind}\n" + ("steps: 5\ndata: {train: x}\n" if kind == "sft" else ""))
+    done = premeditate("train", str(tmp_path / "r.yaml"), "--dry-run")
+    assert done.code == 0 and yaml.safe_load(done.out)["kind"] == kind
+    for line in said:
+        assert line in done.out
 
 
 def test_the_wheel_brings_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from premeditate.cli.board import duration
 from premeditate.cli.progress import Waiting, line, say
-from premeditate.training.recipe import Run
 
 LINE = 10.0
 """Seconds between two lines of progress, where there is no terminal to draw on."""
@@ -19,11 +18,11 @@ SHOWN = 4
 
 class Progress(Waiting):
     """A run on a console: a line that changes on a terminal, else one every `LINE` seconds. Evaluations and notices
-    stay. `quiet`: nothing."""
+    stay. `steps`: of the run, where they are known before it begins. `quiet`: nothing."""
 
-    def __init__(self, recipe: Run, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, steps: int | None, console: Console, *, quiet: bool = False) -> None:
         super().__init__(console, "loading the model", quiet=quiet)
-        self.recipe, self.began = recipe, time.monotonic()
+        self.steps, self.began = steps, time.monotonic()
         self._first: tuple[int, float] | None = None  # step and time of the first step of this process
         self._said = -LINE
 
@@ -43,13 +42,13 @@ class Progress(Waiting):
     def _step(self, step: int, figures: Mapping[str, float]) -> None:
         now = time.monotonic()
         self._first = self._first or (step, now)
-        parts = [f"step {step}/{self.recipe.steps}", *stepped(figures)]
-        if step > self._first[0]:
+        parts = [f"step {step}" + (f"/{self.steps}" if self.steps else ""), *stepped(figures)]
+        if self.steps and step > self._first[0]:
             pace = (now - self._first[1]) / (step - self._first[0])
-            parts.append(f"{duration(pace * (self.recipe.steps - step))} left")
+            parts.append(f"{duration(pace * (self.steps - step))} left")
         if self.status:
             self.status.update(f"[dim]{'  '.join(parts)}[/dim]")
-        elif now - self._said >= LINE or step == self.recipe.steps:
+        elif now - self._said >= LINE or step == self.steps:
             self._said = now
             self.console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
 

@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from premeditate.cli.guard import guarded
 from premeditate.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from premeditate.training.recipe import Recipe
+    from premeditate.training.kinds import AnyRecipe
 
 
 @guarded
@@ -44,25 +43,28 @@ def train(
     ] = None,
     json_output: AsJson = False,
 ) -> None:
-    """Train an editor by reinforcement learning.
+    """Train an editor by reinforcement learning, or a judge of edits.
 
     The recipe says everything; the run's folder gets checkpoints, a log, pictures and in the end the trained weights.
+    Its `kind` says what is trained: an editor, a judge on judged edits (sft), a judge on preferred pairs (gcpo).
     Killed or interrupted, the same command and --resume goes on from the last checkpoint as if nothing had been. On
     several devices: torchrun --nproc-per-node N -m premeditate.cli train RECIPE.
     """
-    from premeditate.config import find_recipe, load_config
+    from premeditate.config import find_recipe, load_kind
     from premeditate.errors import PremeditateError
     from premeditate.files import check_writable
-    from premeditate.training.recipe import Recipe
+    from premeditate.training.kinds import EDITOR, RECIPES
 
-    made = load_config(Recipe, find_recipe(recipe), overrides or [])
+    made: AnyRecipe = load_kind(RECIPES, find_recipe(recipe), overrides or [], default=EDITOR)
     if out is not None:
         made = made.model_copy(update={"out": str(out)})
     if devices is not None and not dry_run:
         raise PremeditateError("--devices says what --dry-run is to count with", "start several with torchrun")
     count = devices or int(os.environ.get("WORLD_SIZE", "1"))
     if dry_run:
-        _dry_run(made, count, json_output)
+        from premeditate.cli.train_plan import show
+
+        show(made, count, json_output)
         return
     check_writable(Path(made.out) / "log.jsonl")
     _train(made, count, resume, json_output, _command(recipe, overrides or [], out))
@@ -73,28 +75,18 @@ def _command(recipe: str, overrides: list[str], out: Path | None) -> str:
     return shlex.join(["premeditate", "train", recipe, *overrides, *(["--out", str(out)] if out else []), "--resume"])
 
 
-def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again: str) -> None:
+def _train(recipe: AnyRecipe, devices: int, resume: bool, json_output: bool, again: str) -> None:
     from rich.console import Console
 
     from premeditate.cli.steps import Progress
-    from premeditate.errors import PremeditateError
     from premeditate.local import quiet
-    from premeditate.training import trackers
-    from premeditate.training.geometry import Geometry
+    from premeditate.training.kinds import trainer
 
-    # Everything that can be found wrong is found wrong before a model is loaded.
-    trackers.check(recipe.logging.to)
-    Geometry.of(recipe, devices)
-    if recipe.sharding.kind != "none" and devices == 1:
-        raise PremeditateError(
-            "sharding.kind=fsdp splits weights over several devices, and this is one",
-            "start with torchrun --nproc-per-node N -m premeditate.cli train ..., or give sharding.kind=none",
-        )
+    _check(recipe, devices)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
-    with Progress(recipe, Console(stderr=True), quiet=json_output or not first) as progress:
+    with Progress(recipe.steps, Console(stderr=True), quiet=json_output or not first) as progress:
         try:
-            from premeditate.training.editor import train
-
+            train = trainer(recipe)
             with quiet("diffusers", "transformers", loading=True):
                 found = train(recipe, resume=resume, say=progress.notice, on_figures=progress.figures)
         except KeyboardInterrupt:
@@ -104,7 +96,25 @@ def _train(recipe: Recipe, devices: int, resume: bool, json_output: bool, again:
     if json_output:
         print(json.dumps(found, ensure_ascii=False, allow_nan=False))
     else:
-        _show(recipe, found, time.monotonic() - progress.began)
+        _show(found, time.monotonic() - progress.began)
+
+
+def _check(recipe: AnyRecipe, devices: int) -> None:
+    """What can be found wrong is found wrong before a model is loaded."""
+    from premeditate.errors import PremeditateError
+    from premeditate.training import trackers
+    from premeditate.training.geometry import Geometry
+    from premeditate.training.sft.recipe import SftRecipe
+
+    trackers.check(recipe.logging.to)
+    if isinstance(recipe, SftRecipe):
+        return  # which looks at its batch by itself
+    Geometry.of(recipe, devices)
+    if recipe.sharding.kind != "none" and devices == 1:
+        raise PremeditateError(
+            "sharding.kind=fsdp splits weights over several devices, and this is one",
+            "start with torchrun --nproc-per-node N -m premeditate.cli train ..., or give sharding.kind=none",
+        )
 
 
 def _how_to_go_on(out: Path, again: str) -> str:
@@ -116,7 +126,7 @@ def _how_to_go_on(out: Path, again: str) -> str:
     return f"the last checkpoint is of step {step}; go on with: {again}"
 
 
-def _show(recipe: Recipe, found: Mapping[str, Any], seconds: float) -> None:
+def _show(found: Mapping[str, Any], seconds: float) -> None:
     from rich.console import Console
 
     from premeditate.cli.board import duration
@@ -131,64 +141,3 @@ def _show(recipe: Recipe, found: Mapping[str, Any], seconds: float) -> None:
     line(console, "export", say(str(found["export"])))
     line(console, "record", say(str(found["out"])))
     line(console, "try", say(f"how to load it: {found['export']}/README.md"))
-
-
-# -- before it runs ---------------------------------------------------------------------------------------------------
-
-
-def _dry_run(recipe: Recipe, devices: int, json_output: bool) -> None:
-    from rich.console import Console
-
-    from premeditate.config import dump_config
-    from premeditate.errors import ModelError
-    from premeditate.local import quiet
-    from premeditate.training.geometry import Geometry, forwards, windows
-
-    geometry, chosen = Geometry.of(recipe, devices), list(dict.fromkeys(windows(recipe)))
-    console = Console(stderr=True)
-    waiting = console.is_terminal and not json_output
-    unknown, memory, passes = "", None, 1
-    with console.status("[dim]counting[/dim]") if waiting else nullcontext():
-        with quiet("diffusers", "transformers", loading=True):
-            from premeditate.training.flow import memory as estimator
-            from premeditate.training.flow.published import describe
-
-            try:
-                architecture = describe(recipe.model.base)
-                memory = estimator.estimate(recipe, devices=devices, architecture=architecture)
-                passes = estimator.passes(recipe, architecture)
-            except ModelError as error:
-                unknown = str(error)
-    work = forwards(recipe, passes=passes)
-    flops = None if memory is None else memory.flops * work.total
-    if json_output:
-        found = {
-            "recipe": recipe.model_dump(mode="json"), "devices": devices, "windows": chosen,
-            "geometry": {**vars(geometry), "accumulation": geometry.accumulation, "microbatch": geometry.microbatch},
-            "forwards": {**work.phases, "total": work.total, "plain_loop": dict(work.peer), "ratio": work.ratio()},
-            "memory": None if memory is None else estimator.as_json(memory), "flops": flops, "unknown": unknown or None,
-        }  # fmt: skip
-        print(json.dumps(found, ensure_ascii=False))
-        return
-    print(dump_config(recipe))
-    _section("geometry", geometry.table())
-    _section("windows", [("steps", _windows(chosen, recipe))])
-    extra = [] if flops is None else [("work", f"{estimator.big(flops)}FLOP a step, all devices together")]
-    _section("forwards of a step, in samples (a backward counts as two)", [*work.table(), *extra])
-    if memory is None:
-        _section("memory", [("not known", unknown)])
-    else:
-        _section("memory of a device, estimated", memory.table())
-
-
-def _section(title: str, rows: list[tuple[str, str]]) -> None:
-    wide = max(len(label) for label, _ in rows)
-    print(f"# {title}", *(f"#   {label:<{wide}}  {text}" for label, text in rows), "", sep="\n")
-
-
-def _windows(chosen: list[tuple[int, ...]], recipe: Recipe) -> str:
-    if chosen == [()]:
-        return f"none: {recipe.algorithm.name} samples with the ODE, {recipe.rollout.steps} steps"
-    several = ", ".join("-".join(map(str, dict.fromkeys((w[0], w[-1])))) for w in chosen[:8])
-    more = f" and {len(chosen) - 8} more" if len(chosen) > 8 else ""
-    return f"{several}{more} of 0-{recipe.rollout.steps - 1} are stochastic and trained"

@@ -10,6 +10,6 @@ YAML is read by the core schema of YAML 1.2: 1e-4 is a number, and `no`, 1:30 an
 from __future__ import annotations
 
 from premeditate.config.errors import ConfigError
-from premeditate.config.load import dump_config, find_recipe, load_config, shipped
+from premeditate.config.load import dump_config, find_recipe, load_config, load_kind, shipped
 
-__all__ = ["ConfigError", "dump_config", "find_recipe", "load_config", "shipped"]
+__all__ = ["ConfigError", "dump_config", "find_recipe", "load_config", "load_kind", "shipped"]

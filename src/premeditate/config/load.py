@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from premeditate.config.tree import Tree, explain
 from premeditate.config.yaml12 import Dumper, parse
 from premeditate.errors import nearest
 
-INCLUDE = "include"
+INCLUDE, KIND = "include", "kind"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -42,6 +42,23 @@ def load_config(model: type[Model], path: Path | str | None, overrides: Sequence
         if not tree.problems:
             return made
     raise _failure(tree.problems)
+
+
+def load_kind(
+    kinds: Mapping[str, type[Model]], path: Path | str | None, overrides: Sequence[str] = (), *, default: str
+) -> Model:
+    """As `load_config`, of the model in `kinds` that the key `kind` names (`default` where nothing says it). Raises
+    `ConfigError` for a kind that there is not."""
+    kind: Any = default
+    for _, values in () if path is None else _files(Path(path), ()):
+        kind = values.get(KIND, kind)
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        kind = value.strip() if equals and name.strip() == KIND else kind
+    if kind not in kinds:
+        near = nearest(str(kind), list(kinds))
+        raise ConfigError(f"there is no {KIND} {show(kind)}", f"give {near}" if near else f"give {', '.join(kinds)}")
+    return load_config(kinds[kind], path, overrides)
 
 
 def _failure(problems: Sequence[tuple[str, str]]) -> ConfigError:
