@@ -77,7 +77,7 @@ def train_sft(
             steps = recipe.steps or math.ceil((recipe.epochs or 1) * math.ceil(train.count / recipe.batch.size))
             tell(f"going on from step {step} of {steps}" if step else f"{steps} steps of {recipe.batch.size} samples")
             try:
-                trainer.train(resume_from_checkpoint=None if path is None else str(path))
+                trainer.run(path)
             except OSError as error:  # transformers writes its checkpoints itself
                 raise write_error(out, error) from error
             history = [] if journal is None else [row for row in journal.rows() if row["kind"] == "eval"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from premeditate.errors import ModelError
@@ -25,7 +25,7 @@ from premeditate.training.sft.recipe import Lora, SftRecipe, portions
 
 _NAMES = {
     "loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "lr", "mean_token_accuracy": "token_accuracy",
-    "entropy": "entropy", "num_tokens": "tokens", "epoch": "epoch",
+    "entropy": "entropy", "epoch": "epoch",
 }  # fmt: skip
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOWER = "start again with a lower optimizer.lr, or a lower optimizer.max_grad_norm"
@@ -37,6 +37,16 @@ class Trainer(SFTTrainer):
     size of a batch."""
 
     _sums: Tensor | float = 0.0
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Trains to the last step, from `checkpoint` on. (`train` makes a step more of a run that was done.)"""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= state.max_steps:
+                self._load_from_checkpoint(str(checkpoint))
+                self.state = state
+                return
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         inputs = self._prepare_inputs(inputs)
@@ -73,8 +83,9 @@ class Record(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
         """Raises `TrainingError` for a loss or a gradient that is not finite."""
         if "eval_loss" in logs:
-            figures = {f"eval/{new}": float(logs[f"eval_{old}"]) for old, new in _NAMES.items()
-                       if f"eval_{old}" in logs and new != "tokens"}  # fmt: skip
+            figures = {
+                f"eval/{new}": float(logs[f"eval_{old}"]) for old, new in _NAMES.items() if f"eval_{old}" in logs
+            }
             self._write("eval", state, figures | {"seconds/eval": float(logs.get("eval_runtime", math.nan))})
         elif "loss" in logs:  # else the totals at the end
             figures = {new: float(logs[old]) for old, new in _NAMES.items() if old in logs}
