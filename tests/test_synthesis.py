@@ -56,12 +56,14 @@ def settings_of(parts: Parts, source: Source, **more: Any) -> Settings:
     }).check()  # fmt: skip
 
 
-def made(folder: Path, rows: Sequence[TaskRow | BadRow], parts: Parts | None = None, **more: Any) -> dict[str, Any]:
+def made(
+    folder: Path, rows: Sequence[TaskRow | BadRow], parts: Parts | None = None, resume: bool = False, **more: Any
+) -> dict[str, Any]:
     """The datasheet of a run."""
     parts = parts or parts_of()
     source = Source(rows, len(rows), "digest")
     settings = settings_of(parts, source, **more)
-    missing = begin(folder, settings, Share(), source.shards(settings.shard_size), resume=False)
+    missing = begin(folder, settings, Share(), source.shards(settings.shard_size), resume=resume)
     return asyncio.run(make(source, parts, settings, folder, missing))
 
 
@@ -231,9 +233,16 @@ def test_what_a_part_raises_is_said_with_its_name(tmp_path: Path) -> None:
 
 
 def test_one_bad_task_in_a_last_short_shard_is_only_counted(tmp_path: Path) -> None:
-    sheet = made(tmp_path, rows_of(5, {4: "fail"}))
-    assert lost(sheet) == {"edit failed": 2} and sheet["shards"]["whole"] == 2
-    assert (tmp_path / "shards" / "00001.jsonl").read_bytes() == b""
+    losses = {"fail": {"edit failed": 2}, "refuse": {"no candidate": 2}, "ungold": {"no gold verdict": 2},
+              "bare": {"no principles": 1}}  # fmt: skip
+    for word, what in losses.items():
+        rows, folder = rows_of(5, {4: word}), tmp_path / word
+        sheet = made(folder, rows)
+        assert lost(sheet) == what and sheet["shards"]["whole"] == 2
+        assert (folder / "shards" / "00001.jsonl").read_bytes() == b""
+        # Nor does it hold up a run that was cut off before it and goes on.
+        (folder / "shards" / "00001.jsonl").unlink()
+        assert lost(made(folder, rows, resume=True)) == what
 
 
 # -- the two forms ------------------------------------------------------------------------------------------------

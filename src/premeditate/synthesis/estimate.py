@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,4 +59,7 @@ def _verifier(use: str, edits: int, principles: int) -> int | None:
         return 0
     if use.startswith("reasoner:"):
         return 2 * principles  # an answer and its evidence
-    return edits if use.startswith("rrm") else None
+    if not use.startswith("rrm"):
+        return None
+    passes = re.match(r"rrm\[[^\]]*\bk=(\d+)", use)
+    return edits * (int(passes[1]) if passes else 1)

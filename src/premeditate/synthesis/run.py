@@ -77,7 +77,7 @@ async def make(
 ) -> dict[str, Any]:  # fmt: skip
     """Makes the `missing` shards (see `begin`), up to `at_once` side by side, writes the datasheet after each, and
     returns it. Raises `DeadPart` where a model failed with everything; whole shards stay."""
-    maker = Maker(parts, settings, folder, say)
+    maker = Maker(parts, settings, folder, say, begun=settings.compare(folder))
     sheet = Sheet(folder, settings, source.shards(settings.shard_size))
     found: dict[str, Any] | None = None
 

@@ -120,8 +120,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 def seed_of(*parts: object) -> int:
     """A seed in 0..2^31-1 for what is drawn at one place: the same wherever and in whatever order it is drawn."""
-    text = "\x1f".join(map(str, parts)).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+    return int(key_of(*parts)[:8], 16) >> 1
+
+
+def key_of(*parts: object) -> str:
+    """A name for one place that no other has (64 hexadecimal digits)."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "replace")).hexdigest()
 
 
 def _short(value: object) -> str:

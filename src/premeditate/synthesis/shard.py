@@ -23,11 +23,11 @@ from premeditate.rewards.judges.interval import fitted
 from premeditate.synthesis.errors import DeadPart
 from premeditate.synthesis.forms import PROBLEM, Asked, Judge
 from premeditate.synthesis.parts import Parts
-from premeditate.synthesis.settings import Settings, seed_of
+from premeditate.synthesis.settings import Settings, key_of, seed_of
 from premeditate.trace import Checklist, ChecklistItem, Task, Verdict
 
-FEW = 4
-"""Failures that may be chance: fewer in a row than this end a run only where nothing was ever made."""
+FEW = 8
+"""Tasks: where everything failed with fewer, they may be at fault, and the run ends only if nothing ever worked."""
 TASKS_LOST = ("unreadable task", "no principles")
 EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least accuracy")
 """Why a task or an edit is not in the data."""
@@ -98,11 +98,15 @@ def prompt_of(row: TaskRow) -> str:
 
 
 class Maker:
-    """Makes shards. `proven`: parts that have worked before, which one bad shard at the end does not condemn."""
+    """Makes shards. `begun`: there are shards already, so that all parts have worked before, and one short bad shard
+    does not condemn them."""
 
-    def __init__(self, parts: Parts, settings: Settings, folder: Path, say: Say | None = None) -> None:
+    def __init__(
+        self, parts: Parts, settings: Settings, folder: Path, say: Say | None = None, *, begun: bool = False
+    ) -> None:
         self.parts, self.settings, self.folder = parts, settings, folder
         self.say: Say = say or (lambda stage, count: None)
+        self.begun = begun
         self.proven: set[str] = set()
 
     async def make(self, rows: Sequence[TaskRow | BadRow]) -> tuple[list[JudgedEdit], Counts]:
@@ -146,11 +150,13 @@ class Maker:
             self.say("principles", len(lacking))
             subjects = [Subject(found[i][0].images, found[i][0].instruction) for i in lacking]
             written = await _whole("the reasoner that writes principles", self.parts.builder.write(subjects))
-            self._alive("principles", [c.raw for c in written if c.status == "unavailable"], len(written),
-                        "the reasoner that writes principles")  # fmt: skip
+            self._alive("the reasoner that writes principles",
+                        [c.raw for c in written if c.status == "unavailable"], len(written), len(lacking))  # fmt: skip
             for i, made in zip(lacking, written, strict=True):
                 found[i] = (found[i][0], made)
-        elif lacking and len(lacking) == len(found):
+        elif len(lacking) < len(found):
+            self.proven.add("tasks")
+        elif lacking and not self.begun and "tasks" not in self.proven:
             raise DeadPart(f"none of {len(found)} tasks brings principles, and nobody writes them",
                            "add --reasoner SPEC, or give each task its own in meta.checklist")  # fmt: skip
         ready = []
@@ -192,13 +198,15 @@ class Maker:
             return []
         requests = []
         for row, _, k in places:
-            seed = seed_of(self.settings.seed, "edit", row.id, name, k)
-            requests.append(EditRequest(row.images, prompt_of(row), seed, key=f"{self.settings.digest[:16]}-{seed}"))
+            place = (self.settings.seed, "edit", row.id, name, k)
+            requests.append(
+                EditRequest(row.images, prompt_of(row), seed_of(*place), key_of(self.settings.digest, *place))
+            )
         done = list(await _whole(f"the editor {name}", editor.edit(requests)))
         if len(done) != len(requests):
             raise RuntimeError(f"{name} returned {len(done)} edits for {len(requests)}")
-        self._alive(f"editor {name}", [r.error or "no reason was given" for r in done if r.image is None], len(done),
-                    f"the editor {name}")  # fmt: skip
+        failures = [result.error or "" for result in done if result.image is None]
+        self._alive(f"the editor {name}", failures, len(done), len({row.id for row, *_ in places}))
         return done
 
     # -- gold ----------------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ class Maker:
             edit.gold = tuple(answer.yes is True for answer in verdict.answers)
             edit.reasons = tuple(" ".join(answer.evidence.split())[:PROBLEM] for answer in verdict.answers)
             found.append(edit)
-        self._alive("verifier", whys, len(edits), name)
+        self._alive(name, whys, len(edits), _tasks(edits))
         return found
 
     # -- candidates ----------------------------------------------------------------------------------------------
@@ -238,16 +246,15 @@ class Maker:
             if candidate.status != "scored":
                 counts.problems.setdefault(key, Counter())[_reason(candidate.problem)] += 1
         every = [c for edit in edits for c in edit.candidates]
-        self._alive("judges", [c.problem for c in every if c.status != "scored"], len(every),
-                    "reading what the judges say",
-                    "a model that answers single questions only is asked as apart:SPEC")  # fmt: skip
+        self._alive("reading what the judges say", [c.problem for c in every if c.status != "scored"], len(every),
+                    _tasks(edits), "a model that answers single questions only is asked as apart:SPEC")  # fmt: skip
 
     async def _judged(self, judge: Judge, edits: Sequence[_Edit]) -> list[list[Candidate]]:
         work = [Asked(edit.sample, edit.last, self._seeds(judge, edit)) for edit in edits]
         found = await _whole(f"the judge {judge.name}", judge.candidates(work))
         every = [candidate for row in found for candidate in row]
-        self._alive(f"judge {judge.name}", [c.problem for c in every if c.status == "unavailable"], len(every),
-                    f"the judge {judge.name}")  # fmt: skip
+        failures = [c.problem for c in every if c.status == "unavailable"]
+        self._alive(f"the judge {judge.name}", failures, len(every), _tasks(edits))
         return found
 
     def _seeds(self, judge: Judge, edit: _Edit) -> tuple[int, ...]:
@@ -278,13 +285,13 @@ class Maker:
             principles=edit.items, gold=edit.gold, reasons=edit.reasons, candidates=tuple(candidates), chosen=chosen,
         )  # fmt: skip
 
-    def _alive(self, part: str, failures: Sequence[str], total: int, name: str, mend: str = MEND) -> None:
-        """Raises `DeadPart` where every try failed, unless they were few and the part has worked before."""
+    def _alive(self, part: str, failures: Sequence[str], total: int, tasks: int, mend: str = MEND) -> None:
+        """Raises `DeadPart` where every try failed, unless it was with few tasks and the part has worked before."""
         if len(failures) < total:
             self.proven.add(part)
-        elif total and not (total < FEW and part in self.proven):
+        elif total and not (tasks < FEW and (self.begun or part in self.proven)):
             why, times = Counter(_reason(failure) for failure in failures).most_common(1)[0]
-            raise DeadPart(f"{name} failed with all {total} of a shard ({times} times: {why})", mend)
+            raise DeadPart(f"{part} failed with all {total} of a shard ({times} times: {why})", mend)
 
 
 def graded(candidate: Candidate, gold: Sequence[bool]) -> Candidate:
@@ -304,6 +311,10 @@ def choose(name: str, candidates: Sequence[Candidate]) -> int | None:
     best = max(candidates[i].accuracy or 0.0 for i in scored)
     tied = [i for i in scored if candidates[i].accuracy == best]
     return tied[seed_of("tie", name) % len(tied)]
+
+
+def _tasks(edits: Sequence[_Edit]) -> int:
+    return len({edit.row.id for edit in edits})
 
 
 def slot(candidate: Candidate) -> str:
