@@ -17,6 +17,7 @@ import pytest
 from premeditate.datasets import judged, tasks
 from premeditate.synthesis.run import Part
 from support import synthesis
+from support.chat_server import ChatServer
 from support.command import Outcome, premeditate
 from support.synthesis import make
 
@@ -211,3 +212,28 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
 def test_wrong_usage_is_refused_with_the_mend(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
     done = rrm(tmp_path / "out", *words)
     assert done.code in (2, 5) and said in done.err and not (tmp_path / "out").exists(), done.err
+
+
+def test_a_judge_behind_addresses_is_pooled_and_leaves_no_key_behind(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> str:
+        text = body["messages"][0]["content"][-1]["text"]
+        count = len(synthesis.PRINCIPLE.findall(text))
+        lines = [f"{i}: {i % 2}" for i in range(1, count + 1)]
+        return "\n".join(["<think>I looked</think>", *lines, "average: 0.5", "<score>6.5</score>"])
+
+    with ChatServer() as one, ChatServer() as other:
+        one.reply = other.reply = reply
+        one.key = other.key = "secret-key"
+        judge = f"{one.url},{other.url}?key=secret-key#tiny"
+        words = ("--count", 6, "-o", tmp_path / "out", "--editor", "support.synthesis:one", "--verifier",
+                 "support.synthesis:Gold", "--shard-size", 3, "--at-once", 2)  # fmt: skip
+        done = premeditate("data", "rrm", SPEC, "--judge", judge, *words, "--json")
+        assert done.code == 0, done.err
+        assert len(one.bodies) + len(other.bodies) >= 18 and min(len(one.bodies), len(other.bodies)) > 0
+    edits = list(judged.read(tmp_path / "out"))
+    assert len(edits) == 6 and all(len(e.candidates) == 3 and e.kept.score == 6.5 for e in edits)
+    assert done.json["models"][0][f"judge {edits[0].kept.judge}"] == "tiny"
+    assert all(b"secret-key" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    # Nobody is there any more: the run ends with the reason, and the shards stay.
+    gone = premeditate("data", "rrm", SPEC, "--judge", judge, *words[:3], tmp_path / "gone", *words[4:])
+    assert gone.code == 5 and "secret-key" not in gone.err, gone.err
