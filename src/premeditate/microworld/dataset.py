@@ -142,6 +142,7 @@ def _explicit(n: int, seed: int, split: str, two_steps: float, styles: Mapping[s
 
 
 def _meta(example: Example, split: str, seed: int) -> dict[str, Any]:
+    items = [item.model_dump() for item in checklist(example.source, example.target)]
     return {
         "kind": JOIN.join(example.operations),
         "family": f"explicit-{example.style}",
@@ -152,9 +153,10 @@ def _meta(example: Example, split: str, seed: int) -> dict[str, Any]:
             "source": list(example.source.codes),
             "target": list(example.target.codes),
             "plan": example.prompt.split(JOIN),
-            "checklist": [item.model_dump() for item in checklist(example.source, example.target)],
+            "checklist": items,
             "explanation": "",
         },
+        "checklist": items,  # for judges, which know nothing of the micro world
     }
 
 
