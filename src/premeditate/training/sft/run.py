@@ -173,7 +173,7 @@ def _sidecar(spec: str) -> dict[str, Any]:
 def _trainers() -> Any:
     try:
         from premeditate.training.sft import trainer
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         if error.name not in ("trl", "datasets", "accelerate"):
             raise
         raise TrainingError(f"this training needs {error.name}, which is not installed",
