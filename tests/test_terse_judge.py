@@ -29,8 +29,8 @@ plain = st.text(st.characters(blacklist_categories=("Cs",)), max_size=60)
 
 def test_principles_are_asked_in_their_own_order() -> None:
     assert words.judge("remove it", ITEMS, "verify") == (
-        "judge verify : remove it | follow : is a1 empty ? quality : is every shape sharp ? "
-        "keep : is everything except a1 unchanged ? follow : is there a small red circle at b2 ?"
+        "judge verify : remove it | 1 follow : is a1 empty ? 2 quality : is every shape sharp ? "
+        "3 keep : is everything except a1 unchanged ? 4 follow : is there a small red circle at b2 ?"
     )
     with pytest.raises(ValueError, match="at least one"):
         words.judge("remove it", ())
@@ -57,10 +57,12 @@ def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mod
 
 
 @pytest.mark.parametrize(("text", "count", "mode"), [
-    ("good | yes no | 6", 3, "both"), ("good | yes maybe no | 6", 3, "both"), ("good | yes no yes | 11", 3, "both"),
-    ("good | yes no yes", 3, "both"), ("yes no yes | 6", 3, "both"), ("good | yes no yes | 6", 3, "verify"),
-    ("yes | | 6", 1, "both"), ("yes yes | six", 2, "verify"), ("good | -1", 0, "think"), ("", 1, "verify"),
-    ("yes " * 3000 + "| 6", 3000, "verify"),
+    ("good | 1 yes 2 no | 6", 3, "both"), ("good | 1 yes 2 maybe 3 no | 6", 3, "both"),
+    ("good | 1 yes 2 no 3 yes | 11", 3, "both"), ("good | 1 yes 2 no 3 yes", 3, "both"),
+    ("1 yes 2 no 3 yes | 6", 3, "both"), ("good | 1 yes 2 no 3 yes | 6", 3, "verify"), ("1 yes | | 6", 1, "both"),
+    ("1 yes 3 no 2 yes | 6", 3, "verify"), ("yes no yes | 6", 3, "verify"), ("1 yes 2 yes | six", 2, "verify"),
+    ("1 yes 2 no 3 | 6", 2, "verify"), ("good | -1", 0, "think"), ("", 1, "verify"),
+    ("1 yes " * 3000 + "| 6", 3000, "verify"),
 ])  # fmt: skip
 def test_what_is_not_whole_is_not_read(text: str, count: int, mode: Mode) -> None:
     assert words.parse(text, count, mode).status == "unparsable"

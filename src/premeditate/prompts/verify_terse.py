@@ -1,20 +1,20 @@
 """The judge that reasons over principles, in terse words: for small models trained on exactly these.
 
-    "judge MODE : INSTRUCTION | follow : Q ? Q ? keep : Q ? quality : Q ?"
+    "judge MODE : INSTRUCTION | 1 follow : Q ? 2 follow : Q ? 3 keep : Q ? 4 quality : Q ?"
 
 think      "THOUGHT | 6.5"
-verify     "yes no yes | 6.5"
-both       "THOUGHT | yes no yes | 6.5"
+verify     "1 yes 2 no 3 yes 4 yes | 6.5"
+both       "THOUGHT | 1 yes 2 no 3 yes 4 yes | 6.5"
 
 The same functions as in `premeditate.prompts.verify`, which says what they do. The thought is plain words without a
-bar; there is one yes or no per principle, in order, and a score from 0 to 10.
+bar; there is one yes or no per principle behind its number, in order, and a score from 0 to 10. Without the numbers a
+small model loses count.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
 
 from premeditate.prompts.base import clean
 from premeditate.prompts.terse import LIMIT
@@ -28,14 +28,12 @@ _WORDS = {"yes": True, "no": False}
 def judge(instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str:
     if not principles:
         raise ValueError("there are no principles to judge by; give at least one")
-    # In their own order: the verdicts come back in it. A checklist's terse form sorts them.
-    parts = [f"{dimension} : {' '.join(_question(item) for item in some)}"
-             for dimension, some in groupby(principles, key=lambda item: item.dimension)]  # fmt: skip
-    return f"judge {check_mode(mode)} : {instruction} | {' '.join(parts)}"
+    asked = (f"{i} {item.dimension} : {_question(item)}" for i, item in enumerate(principles, 1))
+    return f"judge {check_mode(mode)} : {instruction} | {' '.join(asked)}"
 
 
 def tokens(count: int, mode: Mode = "both") -> int:
-    return 8 + (0 if mode == "think" else 2 * count) + (0 if mode == "verify" else 64)
+    return 8 + (0 if mode == "think" else 4 * count) + (0 if mode == "verify" else 64)
 
 
 def answer(score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str:
@@ -45,7 +43,7 @@ def answer(score: float, verdicts: Sequence[bool] = (), thought: str = "", mode:
     if mode != "think":
         if not verdicts:
             raise ValueError("there are no verdicts; give one per principle")
-        parts.append(" ".join("yes" if met else "no" for met in verdicts))
+        parts.append(" ".join(f"{i} {'yes' if met else 'no'}" for i, met in enumerate(verdicts, 1)))
     return " | ".join([*parts, f"{score:.1f}".removesuffix(".0")])
 
 
@@ -56,7 +54,9 @@ def parse(text: str, count: int, mode: Mode = "both") -> Judged:
         return Judged("unparsable", thought=text[:LIMIT])
     score = _SCORE.fullmatch(parts[-1])
     words = [] if mode == "think" else parts[-2].split()
-    whole = mode == "think" or (count > 0 and len(words) == count and all(word in _WORDS for word in words))
+    numbers, words = words[::2], words[1::2]
+    listed = len(words) == count > 0 and numbers == [str(i) for i in range(1, count + 1)]
+    whole = mode == "think" or (listed and all(word in _WORDS for word in words))
     if score is None or float(score[1]) > TOP or not whole:
         return Judged("unparsable", thought=text)
     thought = "" if mode == "verify" else _plain(parts[0])
