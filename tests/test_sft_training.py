@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from premeditate import presets
 from premeditate.datasets import judged
-from premeditate.errors import ImageError, ModelError, PremeditateError
+from premeditate.errors import ImageError, ModelError, PremeditateError, StoreError
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.rewards.base import Sample
 from premeditate.rewards.judges.rrm import Opinion, PrincipleJudge
@@ -290,6 +291,18 @@ def test_a_folder_with_checkpoints_is_not_overwritten_or_taken_for_another_runs(
     changed = made.model_copy(update={"seed": 3, "data": made.data.model_copy(update={"train": str(other)})})
     with pytest.raises(TrainingError, match="seed was 0, is 3; it learnt from other judged edits; resume with"):
         train_sft(changed, resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_a_folder_in_which_another_process_trains_is_left_alone(data: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / ".lessons-of-it").mkdir()
+    with open(tmp_path / "lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another process is training in"):
+            train_sft(recipe(data, tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", ".lessons-of-it"}
 
 
 def test_a_run_that_nobody_began_is_begun(data: Path, tmp_path: Path) -> None:

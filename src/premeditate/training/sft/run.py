@@ -24,6 +24,7 @@ from premeditate.local import pick_device, quiet, read_sidecar
 from premeditate.prompts import verify_words
 from premeditate.qwen_processor import FAMILIES
 from premeditate.reasoners.transformers import SIDECAR_OPTIONS, TransformersReasoner
+from premeditate.training import checkpoint
 from premeditate.training.errors import TrainingError
 from premeditate.training.flow.adapters.base import fingerprint
 from premeditate.training.journal import LOG, Journal
@@ -55,6 +56,8 @@ def train_sft(
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     tell = say if say is not None and first else lambda line: None
     journal: Journal | None = None
+    if first:
+        checkpoint._check_idle(out)
     try:
         with quiet("transformers", loading=True), _room(out, devices) as room:
             # What can be found wrong is found wrong before a model is loaded.
