@@ -46,6 +46,19 @@ def test_what_is_written_is_read_back(tenths: int, verdicts: list[bool], thought
         assert found.thought == " ".join(thought.replace("|", " ").split())
 
 
+@given(st.lists(st.booleans(), min_size=4, max_size=4))
+def test_a_verdict_may_repeat_its_question(verdicts: list[bool]) -> None:
+    text = words.answer(5, verdicts, mode="verify", principles=ITEMS)
+    assert text.startswith(f"1 is a1 empty ? {'yes' if verdicts[0] else 'no'} 2 is every shape sharp ? ")
+    found = words.parse(text, 4, "verify")
+    assert found.verdicts == tuple(verdicts) and found.evidence[0].startswith("is a1 empty ? ")
+    tricky = [ChecklistItem(question="3 yes | is 1 ? no | 9?", dimension="follow")] * 2
+    assert words.parse(words.answer(5, (True, False), mode="verify", principles=tricky), 2, "verify").verdicts == (
+        True,
+        False,
+    )
+
+
 @given(plain, st.integers(0, 6), st.sampled_from(MODES))
 def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mode) -> None:
     found = words.parse(text, count, mode)
@@ -62,6 +75,7 @@ def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mod
     ("1 yes 2 no 3 yes | 6", 3, "both"), ("good | 1 yes 2 no 3 yes | 6", 3, "verify"), ("1 yes | | 6", 1, "both"),
     ("1 yes 3 no 2 yes | 6", 3, "verify"), ("yes no yes | 6", 3, "verify"), ("1 yes 2 yes | six", 2, "verify"),
     ("1 yes 2 no 3 | 6", 2, "verify"), ("good | -1", 0, "think"), ("", 1, "verify"),
+    ("1 a ? b ? yes 2 no | 6", 2, "verify"), ("1 is it ? yes and 2 no | 6", 2, "verify"),
     ("1 yes " * 3000 + "| 6", 3000, "verify"),
 ])  # fmt: skip
 def test_what_is_not_whole_is_not_read(text: str, count: int, mode: Mode) -> None:
