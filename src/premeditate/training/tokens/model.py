@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from premeditate.errors import one_line
 from premeditate.local import Job, quiet
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.training.flow.lora import reference
+
+_PORTION = 2**27
+"""Logits in float32 at a time: with 150,000 tokens to choose from, those of a few long traces would fill a device."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class TokenModel:
     left out instead.
 
     Sampling and log-probabilities are both of softmax(logits / temperature) without the tokens that are never said
-    (vision tokens, and what the model's generation settings suppress). Other settings of generation, as a penalty for
-    repetition, would sample from something else, and are left out.
+    (`never`: vision tokens, and what the model's generation settings suppress). Other settings of generation, as a
+    penalty for repetition, would sample from something else, and are left out. A trace ends with one of `ends`.
     """
 
     def __init__(self, reasoner: TransformersReasoner, frozen: nn.Module | None = None) -> None:
@@ -49,19 +54,42 @@ class TokenModel:
         self.never = sorted({*reasoner.banned, *(settings.suppress_tokens or ())} - set(self.ends))
 
     @torch.no_grad()
-    def write(self, requests: Sequence[ChatRequest], most: int) -> list[Trace]:
-        """One trace per request, in order, drawn at its temperature with its seed; `most` requests in a forward."""
-        found: list[Trace] = []
+    def write(self, requests: Sequence[ChatRequest], most: int) -> list[Trace | str]:
+        """One trace per request, in order, drawn at its temperature (0: greedily) with its seed; `most` requests in a
+        forward. A request that the model cannot take (a prompt longer than it reads, a picture that it cannot cut into
+        patches) has the reason in its place."""
+        found: list[Trace | str] = []
         with quiet("transformers"), self._plain_settings():
             for start in range(0, len(requests), most):
                 part = requests[start : start + most]
-                written = self.reasoner.generate(self.reasoner.encode(part), part, Job()).cpu()
-                found += [self._trace(*one) for one in zip(part, written, strict=True)]
+                try:
+                    found += self._written(part)
+                except ValueError:
+                    refused = [self._refused(request) for request in part]
+                    if not any(refused):
+                        raise
+                    good = iter(self._written([r for r, why in zip(part, refused, strict=True) if not why]))
+                    found += [why or next(good) for why in refused]
         return found
 
+    def _written(self, requests: Sequence[ChatRequest]) -> list[Trace]:
+        if not requests:
+            return []
+        written = self.reasoner.generate(self.reasoner.encode(requests), requests, Job()).cpu()
+        return [self._trace(*one) for one in zip(requests, written, strict=True)]
+
+    def _refused(self, request: ChatRequest) -> str:
+        """Why the model cannot take it, "" where it can."""
+        try:
+            self.reasoner.encode([request])
+        except ValueError as error:
+            return one_line(error, ValueError)
+        return ""
+
     def log_probs(self, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [N, T], mask bool [N, T]) of the traces' tokens under the network as it is; 0
-        where the mask is false. Gradients flow."""
+        """(log-probabilities float32 [N, T], mask bool [N, T]) of the traces' tokens under the network as it is, each
+        at the temperature that its trace was drawn with (1 for a greedy one); 0 where the mask is false. Gradients
+        flow."""
         encoded = self.reasoner.encode([trace.request for trace in traces])
         ids = encoded["input_ids"]
         width = max(len(trace.tokens) for trace in traces)
@@ -76,12 +104,24 @@ class TokenModel:
             if name in batch:
                 batch[name] = torch.cat([batch[name], torch.zeros_like(tokens).to(batch[name])], 1)
         with quiet("transformers"):
-            logits = self.network(**batch, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()
+            logits = self.network(**batch, logits_to_keep=width + 1, use_cache=False).logits[:, :-1]
         heat = torch.tensor([trace.request.temperature or 1.0 for trace in traces], device=logits.device)
-        logits = logits / heat[:, None, None]
-        logits[..., self.never] = -torch.inf
-        chosen = logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+        size = max(1, _PORTION // logits[0].numel())
+        parts = zip(logits.split(size), tokens.split(size), heat.split(size), strict=True)
+        chosen = torch.cat([self._chosen(*part) for part in parts])
         return torch.where(mask, chosen, torch.zeros_like(chosen)), mask
+
+    def _chosen(self, logits: Tensor, tokens: Tensor, heat: Tensor) -> Tensor:
+        """[N, T] of `tokens` [N, T] under `logits` [N, T, V] at the temperatures `heat` [N]. Calculated again on the
+        way back: what would be kept otherwise is several times the logits."""
+
+        def calculate(logits: Tensor) -> Tensor:
+            scaled = logits.float() / heat[:, None, None]
+            scaled[..., self.never] = -torch.inf
+            return scaled.gather(-1, tokens[..., None]).squeeze(-1) - scaled.logsumexp(-1)
+
+        found: Tensor = checkpoint(calculate, logits, use_reentrant=False, preserve_rng_state=False)
+        return found
 
     @torch.no_grad()
     def reference_log_probs(self, traces: Sequence[Trace]) -> Tensor:
@@ -101,7 +141,7 @@ class TokenModel:
         return reference(self.network) if self.frozen is None else _Swapped(self, self.frozen)
 
     def _plain_settings(self) -> AbstractContextManager[Any]:
-        return _Plain(self.network, self.never)
+        return _Plain(self.network, self.ends, self.never)
 
 
 class _Swapped:
@@ -120,15 +160,15 @@ class _Swapped:
 class _Plain:
     """Inside, the network generates without settings of its own but what ends, what pads and what is never said."""
 
-    def __init__(self, network: Any, never: Sequence[int]) -> None:
-        self.network, self.never = network, list(never)
+    def __init__(self, network: Any, ends: Sequence[int], never: Sequence[int]) -> None:
+        self.network, self.ends, self.never = network, list(ends), list(never)
 
     def __enter__(self) -> None:
         from transformers import GenerationConfig
 
         self.kept = self.network.generation_config
         self.network.generation_config = GenerationConfig(
-            eos_token_id=self.kept.eos_token_id, pad_token_id=self.kept.pad_token_id, suppress_tokens=self.never or None
+            eos_token_id=self.ends, pad_token_id=self.kept.pad_token_id, suppress_tokens=self.never or None
         )
 
     def __exit__(self, *_: object) -> None:

@@ -8,27 +8,29 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from pydantic import ValidationError
 
-from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed
-from premeditate.errors import one_line
+from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed, same
+from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
-from premeditate.trace import ChecklistItem
+from premeditate.trace import Checklist, ChecklistItem
 from premeditate.training.data import DataError, called, names_function
 from premeditate.training.verifier.recipe import Data
 
 _PORTION = 64
 """Pairs whose pictures are open at a time while principles are written."""
+_SHOWN = 5
+_NO_PRINCIPLES, _UNWRITTEN = "no principles", "principles are"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair with its principles. `first_won`: whether the first of the two edits is the preferred one."""
+    """A pair of which one edit is preferred, with the principles that both are judged by."""
 
     pair: Pair | PairPaths
     principles: tuple[ChecklistItem, ...]
@@ -38,8 +40,8 @@ class Comparison:
         return self.pair.id
 
     def pictures(self) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """(source, preferred edit, other edit), RGB. Raises `DataError` for one that cannot be read and for two edits
-        that are the same picture."""
+        """(source, preferred edit, other edit), RGB. Raises `DataError` for a file that cannot be read and for two
+        files that hold the same edit."""
         found = self.pair.open() if isinstance(self.pair, PairPaths) else self.pair
         if isinstance(found, BadPair):
             raise DataError(found.problem, "mend the picture, or take the pair out")
@@ -48,37 +50,40 @@ class Comparison:
 
 
 def load(spec: str, count: int | None, data: Data, builder: ChecklistBuilder | None, say: Say) -> list[Comparison]:
-    """The first `count` pairs that `spec` names which are no ties. `builder`: writes the principles of those that bring
-    none along. Raises `DataError` where none is left; what was left out, and why, is said."""
+    """The first `count` pairs that `spec` names of which one edit is preferred. `builder`: writes the principles of
+    those that bring none along; pairs for which it cannot are left out of these. What was left out, and why, is said.
+    Pictures in files are read when they are needed. Raises `DataError` where no pair is left, and for principles that
+    are none; what the builder raises; `PairsError` for a file that cannot be read."""
     left_out: Counter[str] = Counter()
-    usable: list[tuple[Pair | PairPaths, tuple[ChecklistItem, ...] | None]] = []
+    usable: list[Comparison] = []
     for row in _rows(spec, count, data):
         if count is not None and len(usable) == count:
             break
-        if isinstance(row, BadPair):
-            left_out[f"no pair ({row.problem[:120]})"] += 1
-        elif row.preference == "tie":
+        pair = row if isinstance(row, BadPair) else _checked(row)
+        if isinstance(pair, BadPair):
+            left_out[f"no pair ({pair.problem[:120]})"] += 1
+        elif pair.preference == "tie":
             left_out["a tie"] += 1
         else:
-            given = _given(row)
-            if given is None and builder is None:
-                left_out["no principles"] += 1
+            given = _given(pair)
+            if not given and builder is None:
+                left_out[_NO_PRINCIPLES] += 1
             else:
-                usable.append((row, given))
-    found = [Comparison(row, items) for row, items in _with_principles(usable, builder, left_out, say) if items]
+                usable.append(Comparison(pair, given))
+    found = usable if builder is None else _with_principles(usable, builder, left_out, say)
     if left_out:
-        told = "; ".join(f"{n} {why}" for why, n in left_out.most_common(5))
-        say(f"{sum(left_out.values())} pairs of {spec} are left out: {told}")
+        total, most = sum(left_out.values()), left_out.most_common(_SHOWN)
+        more = "" if len(most) == len(left_out) else f"; {total - sum(n for _, n in most)} others"
+        say(f"{total} pairs of {spec} are left out: {'; '.join(f'{n} {why}' for why, n in most)}{more}")
     if not found:
         why = left_out.most_common(1)[0][0] if left_out else "it is empty"
-        mend = ("give data.checklists=SPEC, a reasoner that writes principles" if why == "no principles"
-                else "give pairs of which one edit is preferred")  # fmt: skip
-        raise DataError(f"{spec} holds no pair to learn from ({why})", mend)
+        raise DataError(f"{spec} holds no pair to learn from ({why})", _mend(why))
     return found
 
 
 def digest(comparisons: Sequence[Comparison]) -> str:
-    """SHA-256 of what names the pairs, who won, and their principles; pictures count where they are in hand."""
+    """SHA-256 of what names the pairs, who won, and their principles. Of pictures in hand their pixels count, of those
+    in files the names."""
     found = hashlib.sha256()
     for one in comparisons:
         pair = one.pair
@@ -98,39 +103,63 @@ def _rows(spec: str, count: int | None, data: Data) -> Iterable[Pair | PairPaths
     return listed(Path(spec), root=None if data.root is None else Path(data.root), format=data.format)
 
 
-def _given(row: Pair | PairPaths) -> tuple[ChecklistItem, ...] | None:
-    """The principles that a pair brings along. Raises `DataError` for some that are none."""
-    items = row.meta.get("checklist")
-    if items is None:
-        return None
+def _checked(row: Pair | PairPaths) -> Pair | PairPaths | BadPair:
+    """The pair with its instruction cleaned, or why it is none, as far as that can be told without opening files."""
     try:
-        return tuple(ChecklistItem.model_validate(item) for item in items)
+        text = check_instruction(row.instruction)
+    except (TypeError, AttributeError):
+        return BadPair(row.id, f"{row.id}: its instruction is no text")
+    except PremeditateError as error:
+        return BadPair(row.id, f"{row.id}: {one_line(error)}")
+    if isinstance(row, Pair) and same(row.first, row.second):
+        return BadPair(row.id, f"{row.id}: the two edits are the same picture")
+    return replace(row, instruction=text)
+
+
+def _given(row: Pair | PairPaths) -> tuple[ChecklistItem, ...]:
+    """The principles that a pair brings along, () for none. Raises `DataError` for some that are none."""
+    try:
+        return tuple(ChecklistItem.model_validate(item) for item in row.meta.get("checklist") or ())
     except (ValidationError, TypeError) as error:
         why = f"{row.id}: meta.checklist is none ({one_line(error)})"
         raise DataError(why, "give a list of {question, dimension}") from None
 
 
 def _with_principles(
-    rows: Sequence[tuple[Pair | PairPaths, tuple[ChecklistItem, ...] | None]], builder: ChecklistBuilder | None,
-    left_out: Counter[str], say: Say,
-) -> list[tuple[Pair | PairPaths, tuple[ChecklistItem, ...]]]:  # fmt: skip
-    lacking = [row for row, items in rows if items is None]
-    written: dict[str, tuple[ChecklistItem, ...]] = {}
+    rows: Sequence[Comparison], builder: ChecklistBuilder, left_out: Counter[str], say: Say
+) -> list[Comparison]:
+    """`rows` without those that have no principles and get none."""
+    lacking = [i for i, row in enumerate(rows) if not row.principles]
+    written: dict[int, tuple[ChecklistItem, ...]] = {}
     for start in range(0, len(lacking), _PORTION):
-        assert builder is not None
         if start:
             say(f"principles of {start} of {len(lacking)} pairs are written")
-        ready: list[Pair] = []
-        for row in lacking[start : start + _PORTION]:
+        ready: dict[int, Pair] = {}
+        for i in lacking[start : start + _PORTION]:
+            row = rows[i].pair
             pair = row.open() if isinstance(row, PairPaths) else row
             if isinstance(pair, BadPair):
                 left_out[f"no pair ({pair.problem[:120]})"] += 1
             else:
-                ready.append(pair)
-        subjects = [Subject((pair.source,), pair.instruction) for pair in ready]
-        for pair, checklist in zip(ready, asyncio.run(builder.write(subjects)), strict=True):
+                ready[i] = pair
+        subjects = [Subject((pair.source,), pair.instruction) for pair in ready.values()]
+        for i, checklist in zip(ready, asyncio.run(builder.write(subjects)), strict=True):
             if checklist.status == "scored" and checklist.items:
-                written[pair.id] = checklist.items
+                written[i] = checklist.items
             else:
-                left_out[f"principles are {checklist.status}"] += 1
-    return [(row, items if items is not None else written.get(row.id, ())) for row, items in rows]
+                left_out[_unwritten(checklist)] += 1
+    full = (replace(row, principles=row.principles or written.get(i, ())) for i, row in enumerate(rows))
+    return [row for row in full if row.principles]
+
+
+def _unwritten(checklist: Checklist) -> str:
+    why = " ".join((checklist.note or checklist.raw).split())[:120]
+    return f"{_UNWRITTEN} {checklist.status}" + (f" ({why})" if why else "")
+
+
+def _mend(why: str) -> str:
+    if why == _NO_PRINCIPLES:
+        return "give data.checklists=SPEC, a reasoner that writes principles"
+    if why.startswith(_UNWRITTEN):
+        return "give another reasoner for data.checklists, or pairs that bring principles along (meta.checklist)"
+    return "give pairs of which one edit is preferred"

@@ -2,7 +2,7 @@
 
 The reward of a trace is the score that it ends with; which traces did well is decided in the grouping, where the
 scores of both edits meet. A trace that cannot be read has no score, takes part in no comparison and is not trained on.
-Seeds belong to (step, pair, trace): the same traces on any number of devices, and after a resume.
+Seeds belong to (step, group, trace): the same traces on any number of devices, and after a resume.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from premeditate.errors import PremeditateError, one_line
@@ -23,6 +23,7 @@ from premeditate.rewards.base import Sample
 from premeditate.rewards.judges.interval import fitted
 from premeditate.rl.losses import Loss, clipped_tokens, token_kl
 from premeditate.trace import Task
+from premeditate.training import grid
 from premeditate.training.data import sample_seed
 from premeditate.training.geometry import cut
 from premeditate.training.policy import Place, Policy, Rollout, Rows
@@ -30,6 +31,9 @@ from premeditate.training.tokens.model import TokenModel, Trace
 from premeditate.training.verifier.pairs import Comparison
 from premeditate.training.verifier.recipe import VerifierRecipe
 from premeditate.training.verifier.rewards import JUDGED
+
+_LABEL = 20
+"""Pixels above a picture for words."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ class PairPolicy(Policy):
                 for request in self._requests(self.train[place.row], pictures, own, temperature)
             ]
             done = iter(self.model.write(asked, most))
-            traces: list[Trace | None] = []
+            traces: list[Trace | str] = []
             samples: list[Sample] = []
             for place, pictures in zip(some, opened, strict=True):
-                for m in range(size):
-                    trace = None if isinstance(pictures, str) else next(done)
-                    traces.append(trace)
-                    samples.append(self._sample(self.train[place.row], pictures, m >= size // 2, [trace], place))
+                own = [pictures if isinstance(pictures, str) else next(done) for _ in range(size)]
+                group = f"{place.step}/{place.index}"
+                # The rewards read what was said, and look at no picture.
+                samples += [self._sample(self.train[place.row], [trace], group=group) for trace in own]
+                traces += own
             yield Rollout(some, samples, traces, len(asked))
 
     def _open(self, comparison: Comparison) -> tuple[Image.Image, Image.Image, Image.Image] | str:
@@ -99,24 +104,24 @@ class PairPolicy(Policy):
         ]
 
     def _sample(
-        self, comparison: Comparison, pictures: Any, other: bool, traces: Sequence[Trace | None], place: Place | None
-    ) -> Sample:
-        """What the rewards read: judgements in the task's meta. `pictures`: opened, or why they cannot be."""
-        reason = pictures if isinstance(pictures, str) else ""
-        judged = [self._judged(comparison, trace, reason) for trace in traces]
-        blank = Image.new("RGB", (1, 1))
-        source, *edits = (blank, blank, blank) if reason else pictures
+        self, comparison: Comparison, traces: Sequence[Trace | str], *, group: str = "",
+        shown: tuple[Image.Image, Image.Image] | None = None,
+    ) -> Sample:  # fmt: skip
+        """What the rewards read: judgements, in the task's meta. `traces`: or why there are none. `shown`: to people,
+        for a source and an edit."""
+        judged = [self._judged(comparison, trace) for trace in traces]
         task = Task(id=comparison.id, images=(), instruction=comparison.pair.instruction, meta={JUDGED: judged})
-        return Sample(task, source, edits[other], group="" if place is None else f"{place.step}/{place.index}")
+        source, edit = shown or (Image.new("RGB", (1, 1)),) * 2
+        return Sample(task, source, edit, group=group)
 
-    def _judged(self, comparison: Comparison, trace: Trace | None, reason: str) -> dict[str, Any]:
-        if trace is None:
-            return {"status": "unavailable", "score": None, "reason": reason}
+    def _judged(self, comparison: Comparison, trace: Trace | str) -> dict[str, Any]:
+        if isinstance(trace, str):
+            return {"status": "unavailable", "score": None, "reason": trace}
         found = self.words.parse(trace.text, len(comparison.principles), self.mode)
         if found.status == "scored" and found.score is not None:
             return {"status": "scored", "score": found.score / TOP, "reason": ""}
-        cut_off = "" if trace.ended else f" (cut off after {len(trace.tokens)} tokens: raise judging.max_tokens)"
-        return {"status": found.status, "score": None, "reason": f"it said {trace.text[:200]!r}{cut_off}"}
+        mend = "" if trace.ended else f"cut off after {len(trace.tokens)} tokens (raise judging.max_tokens); "
+        return {"status": found.status, "score": None, "reason": f"{mend}it said {trace.text[:200]!r}"}
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -126,7 +131,7 @@ class PairPolicy(Policy):
         for rollout, values, mask in zip(rollouts, advantages, masks, strict=True):
             for i, (trace, value, keep) in enumerate(zip(rollout.data, values.tolist(), mask.tolist(), strict=True)):
                 if keep:
-                    assert trace is not None
+                    assert isinstance(trace, Trace)
                     groups.append(rollout.places[i // size].index)
                     found.append(_Row(trace, value))
         rows = Rows([0] * len(found), groups, found)
@@ -141,8 +146,8 @@ class PairPolicy(Policy):
 
     def loss(self, rows: Rows, indices: Sequence[int]) -> Loss:
         if not indices:
-            zero = sum((p.sum() for p in self.module.parameters() if p.requires_grad), torch.zeros(())) * 0
-            return Loss(zero, {})
+            # Nothing here is collective; and gradients of 0 would have the optimiser decay what takes no part.
+            return Loss(torch.zeros((), requires_grad=True), {})
         part: list[_Row] = [rows.data[i] for i in indices]
         traces = [row.trace for row in part]
         now, mask = self.model.log_probs(traces)
@@ -163,21 +168,29 @@ class PairPolicy(Policy):
     # -- looking at it ------------------------------------------------------------------------------------------------
 
     def evaluate(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[Sample]]]:
-        """Greedy: one sample per pair, which shows both edits, the preferred one on the left."""
+        """Greedy: one sample per pair, with a judgement of each edit. Only as many as a grid takes hold pictures: both
+        edits side by side, each with its score."""
+        grids = self.recipe.logging.grids
         for part in cut(len(rows), max(1, self.recipe.batch.forward // 2)) if rows else ():
-            which = [rows[i] for i in part]
-            opened = [self._open(self.held_out[row]) for row in which]
+            pairs = [self.held_out[rows[i]] for i in part]
+            opened = [self._open(pair) for pair in pairs]
             asked = [
-                request for row, pictures in zip(which, opened, strict=True) if not isinstance(pictures, str)
-                for request in self._requests(self.held_out[row], pictures, (0, 0), 0.0)
+                request for pair, pictures in zip(pairs, opened, strict=True) if not isinstance(pictures, str)
+                for request in self._requests(pair, pictures, (0, 0), 0.0)
             ]  # fmt: skip
             done = iter(self.model.write(asked, self.recipe.batch.forward))
             samples = []
-            for row, pictures in zip(which, opened, strict=True):
-                traces = [None, None] if isinstance(pictures, str) else [next(done), next(done)]
-                shown = pictures if isinstance(pictures, str) else (pictures[0], _beside(*pictures[1:]), pictures[2])
-                samples.append(self._sample(self.held_out[row], shown, False, traces, None))
-            yield which, samples
+            for i, pair, pictures in zip(part, pairs, opened, strict=True):
+                if isinstance(pictures, str):
+                    samples.append(self._sample(pair, [pictures, pictures]))
+                    continue
+                traces, shown = [next(done), next(done)], None
+                if i < grids:
+                    scores = [self._judged(pair, trace)["score"] for trace in traces]
+                    edits = [fitted(edit, pictures[0]) for edit in pictures[1:]]
+                    shown = pictures[0], _side_by_side(edits, scores)
+                samples.append(self._sample(pair, traces, shown=shown))
+            yield [rows[i] for i in part], samples
 
     def updated(self) -> None:
         return None
@@ -189,8 +202,17 @@ class PairPolicy(Policy):
         assert not state
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    page = Image.new("RGB", (left.width + right.width, max(left.height, right.height)))
-    page.paste(left, (0, 0))
-    page.paste(right, (left.width, 0))
+def _side_by_side(edits: Sequence[Image.Image], scores: Sequence[float | None]) -> Image.Image:
+    """The preferred edit and the other one, of one size, each below its score (RGB). As wide as a grid lets be."""
+    wide = grid.LARGEST // 2
+    scale = wide / max(edits[0].size)
+    scale = int(scale) if scale > 1 else scale  # small ones hold pixels
+    width, height = (max(1, round(side * scale)) for side in edits[0].size)
+    page = Image.new("RGB", (grid.LARGEST, height + _LABEL), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(grid.TEXT)
+    for k, (edit, score, name) in enumerate(zip(edits, scores, ("better", "worse"), strict=True)):
+        how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+        page.paste(edit.convert("RGB").resize((width, height), how), (k * wide, _LABEL))
+        pen.text((k * wide + 2, 0), f"{name}: {'-' if score is None else f'{score:.2f}'}", fill="black", font=font)
+    pen.line([(wide, _LABEL), (wide, page.height)], fill="white", width=2)
     return page

@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from premeditate.prompts.verify import Mode
-from premeditate.training.recipe import Batch, Count, Grouping, Optimizer, Part, Positive, Run
+from premeditate.training import recipe
+from premeditate.training.recipe import Count, Part, Positive, Run
 from premeditate.training.sft.recipe import Model
 
 
 class Data(Part):
     """`train`, `eval`: files of preferred pairs (premeditate.datasets.preferences; `root`: the folder of their
     pictures, by default the file's; `format`: by default told by the rows), or "module:function", called with (n, seed)
-    and returning pairs. `*_count`: pairs that are made or read at most; None: all of a file. Ties are left out.
+    and returning pairs. `*_count`: pairs that a function makes at most, and those of a file that are used; None: all
+    of a file. Ties are left out.
 
     `checklists`: the SPEC of the reasoner that writes the principles of pairs that bring none along
     (meta["checklist"]); `folder`: keeps what it wrote."""
@@ -32,7 +34,7 @@ class Data(Part):
 
 class Judging(Part):
     """How traces are drawn: `mode` as in `premeditate.prompts.verify`; `temperature`; at most `max_tokens` each (None:
-    what the mode takes)."""
+    what the mode takes, as when the judge is asked later)."""
 
     mode: Mode = "both"
     temperature: Positive = 1.0
@@ -51,8 +53,28 @@ class Algorithm(Part):
         return self.kl > 0
 
 
+class Grouping(recipe.Grouping):
+    """GCPO's: the scores of one edit's traces against those of the other's. No trace's advantage is cut."""
+
+    kind: Literal["grpo", "gdpo", "weighted", "ucpg", "gcpo"] = "gcpo"
+    clip: Positive | None = None
+
+
+class Batch(recipe.Batch):
+    """`groups`: pairs in a step, over all devices. `group_size`: traces of each, half of them of the preferred edit.
+    `forward`: traces that one device runs at once. `updates`: optimiser steps made from one step's traces."""
+
+    group_size: Annotated[int, Field(ge=2)] = 16
+    forward: Count = 16
+
+
+class Optimizer(recipe.Optimizer):
+    lr: Positive = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
 class VerifierRecipe(Run):
-    """The whole of it. A group is a pair: batch.group_size traces, half of them of the preferred edit."""
+    """The whole of it. A group is a pair."""
 
     kind: Literal["gcpo"] = "gcpo"
     out: str = "runs/rrm-gcpo"
@@ -60,9 +82,9 @@ class VerifierRecipe(Run):
     data: Data = Data()
     judging: Judging = Judging()
     algorithm: Algorithm = Algorithm()
-    grouping: Grouping = Grouping(kind="gcpo", clip=None)
-    batch: Batch = Batch(groups=8, group_size=16, forward=16)
-    optimizer: Optimizer = Optimizer(lr=1e-6, weight_decay=0.0)
+    grouping: Grouping = Grouping()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
 
     @property
     def mode(self) -> Mode:
