@@ -33,9 +33,9 @@ from premeditate.rewards.base import Sample
 from premeditate.rewards.panel import Panel, build_panel
 from premeditate.training.distributed import World
 from premeditate.training.flow.adapters.kontext import KontextAdapter
-from premeditate.training.flow.lora import add_lora
 from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.loop import Parts, Trainer
+from premeditate.training.lora import add_lora
 from premeditate.training.policy import Place
 from premeditate.training.recipe import Recipe
 

@@ -18,7 +18,7 @@ from premeditate.errors import ModelError
 from premeditate.presets import Preset
 from premeditate.training.flow.adapters import ADAPTERS, FlowAdapter, load_adapter
 from premeditate.training.flow.adapters.base import pack, unpack
-from premeditate.training.flow.lora import add_lora, merged, reference
+from premeditate.training.lora import add_lora, merged, reference
 from premeditate.training.recipe import Lora, Model
 from support.adapter_conformance import CHECKS, Case, Task, close, difference, euler, picture, stock
 from support.tiny_editor import build_kontext

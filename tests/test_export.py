@@ -24,11 +24,11 @@ from premeditate.errors import ModelError, WriteError
 from premeditate.microworld.dataset import explicit
 from premeditate.presets import load_editor
 from premeditate.training.flow.adapters import ADAPTERS, load_adapter
-from premeditate.training.distributed import gathered
 from premeditate.training.flow.export import WEIGHTS, ModelCard, export_full, export_lora, write
-from premeditate.training.flow.lora import add_lora
+from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Lora, Recipe, Rollout
 from premeditate.training.recipe import Model as ModelRecipe
+from premeditate.training.weights import gathered
 from support.adapter_conformance import close, difference, euler, picture
 from support.tiny_editor import build_kontext
 from support.tiny_pipelines import build_qwen_edit_plus

@@ -13,11 +13,11 @@ import torch
 
 from premeditate.errors import ModelError
 from premeditate.training.flow import shadow
-from premeditate.training.flow.lora import add_lora
 from premeditate.training.flow.memory import GIB, MemoryEstimate, as_json, estimate, lora_parameters, predict, said
 from premeditate.training.flow.published import PUBLISHED, Architecture, describe, published
 from premeditate.training.flow.shadow import Ledger, Work, census
 from premeditate.training.geometry import Geometry
+from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Lora, Recipe
 
 FLUX = ("FluxTransformer2DModel", {

@@ -25,7 +25,8 @@ from premeditate.training import journal
 from premeditate.training.errors import TrainingError
 from premeditate.training.sft import checkpoints
 from premeditate.training.sft.recipe import SftRecipe
-from premeditate.training.sft.run import load_base, train_sft
+from premeditate.training.sft.run import train_sft
+from premeditate.training.tokens.base import load_base
 from support.judged_edits import edits, write
 from support.tiny_vlm import build_llava, build_vlm
 

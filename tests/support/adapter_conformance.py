@@ -22,7 +22,7 @@ from PIL import Image
 from premeditate.editors.pipelines import as_they_are
 from premeditate.errors import ModelError
 from premeditate.training.flow.adapters import ADAPTERS, FlowAdapter
-from premeditate.training.flow.lora import add_lora
+from premeditate.training.lora import add_lora
 from premeditate.training.recipe import Lora
 
 Task = tuple[Sequence[Image.Image], str]

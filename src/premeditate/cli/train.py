@@ -90,7 +90,7 @@ def _train(recipe: AnyRecipe, devices: int, resume: bool, json_output: bool, aga
             with quiet("diffusers", "transformers", loading=True):
                 found = train(recipe, resume=resume, say=progress.notice, on_figures=progress.figures)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_go_on(Path(recipe.out), again)) from None
+            raise KeyboardInterrupt(_how_to_go_on(recipe, again)) from None
     if not first:
         return
     if json_output:
@@ -117,10 +117,12 @@ def _check(recipe: AnyRecipe, devices: int) -> None:
         )
 
 
-def _how_to_go_on(out: Path, again: str) -> str:
-    from premeditate.training.checkpoint import newest
+def _how_to_go_on(recipe: AnyRecipe, again: str) -> str:
+    from premeditate.training import checkpoint
+    from premeditate.training.sft import checkpoints
 
-    step = newest(out)
+    kept = checkpoints if recipe.kind == "sft" else checkpoint
+    step = kept.newest(Path(recipe.out))
     if step is None:
         return "no checkpoint was written yet; the same command begins again"
     return f"the last checkpoint is of step {step}; go on with: {again}"

@@ -191,7 +191,7 @@ def start(out: Path, recipe: Run, *, resume: bool, say: Say) -> Saved | None:
     another recipe, and `StoreError` where another process trains in `out`. `say` is told of damaged checkpoints, and of
     a resume that found nothing.
     """
-    _check_idle(out)
+    check_idle(out)
     clean(out)
     steps = _steps(out / "checkpoints")
     if steps and not resume:
@@ -208,7 +208,7 @@ def start(out: Path, recipe: Run, *, resume: bool, say: Say) -> Saved | None:
     return load(path, recipe, check=False)
 
 
-def _check_idle(out: Path) -> None:
+def check_idle(out: Path) -> None:
     """Every process of a run asks, before the first of them claims the folder for its journal: so a shared lock."""
     mine = os.path.realpath(out / LOG) in Writer._open  # of a run in this process that failed, and was not closed
     if sys.platform == "win32" or mine or not (out / "lock").exists():

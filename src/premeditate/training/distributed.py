@@ -116,13 +116,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(module: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name, whole and on the CPU. Where they are sharded, every process has to call this; one
-    then exports with them."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return {name: whole(p).detach().to("cpu", copy=True) for name, p in trained.items()}
-
-
 def shard(transformer: nn.Module, world: World) -> None:
     """Splits the weights of a diffusers transformer over the world with FSDP2, block by block.
 

@@ -16,13 +16,13 @@ from premeditate.training.data import data_hash, load_rows
 from premeditate.training.distributed import World, shard
 from premeditate.training.flow import export
 from premeditate.training.flow.adapters import load_adapter
-from premeditate.training.flow.adapters.base import fingerprint
 from premeditate.training.flow.cache import EncodingCache
-from premeditate.training.flow.lora import make_trainable
 from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.loop import Parts
+from premeditate.training.lora import make_trainable
 from premeditate.training.recipe import Recipe
 from premeditate.training.run import Built, OnFigures, Say, run
+from premeditate.training.weights import fingerprint
 
 
 def train(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from premeditate.config import dump_config
 from premeditate.eventlog import Writer
 from premeditate.files import write_atomic
-from premeditate.training.recipe import Run
+from premeditate.training.recipe import Recorded
 from premeditate.training.trackers import Tracker, open_tracker
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Journal:
     def __init__(
         self,
         out: Path,
-        recipe: Run,
+        recipe: Recorded,
         *,
         step: int = 0,
         say: Callable[[str], None] | None = None,

@@ -191,12 +191,16 @@ class Checkpoint(Part):
     keep: Count = 2
 
 
-class Logging(Part):
-    """Where figures go beside the console and log.jsonl: "tensorboard", "wandb", "trackio". `grids`: tasks shown in
-    each evaluation's picture; 0: none."""
+class Trackers(Part):
+    """Where figures go beside the console and log.jsonl: "tensorboard", "wandb", "trackio"."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     project: str = "premeditate"
+
+
+class Logging(Trackers):
+    """`grids`: tasks shown in each evaluation's picture; 0: none."""
+
     grids: Annotated[int, Field(ge=0)] = 8
 
 
@@ -204,13 +208,20 @@ class Sharding(Part):
     kind: Literal["none", "fsdp"] = "none"
 
 
-class Run(Part):
-    """What every run of the training core is told, whatever it trains."""
+class Recorded(Part):
+    """What every training is told that keeps a journal."""
 
     name: str = ""
     out: str = "runs/train"
-    steps: Count = 200
     seed: int = 0
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Trackers = Trackers()
+
+
+class Run(Recorded):
+    """What every run of the training core is told, whatever it trains."""
+
+    steps: Count = 200
     min_coverage: Share = 0.5
     """A step in which fewer of the samples got a reward stops the run."""
     patience: Count = 20
@@ -219,7 +230,6 @@ class Run(Part):
     batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
     evaluation: Every = Every()
-    checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
     sharding: Sharding = Sharding()
 

@@ -14,11 +14,12 @@ import torch
 from premeditate.config import ConfigError, dump_config
 from premeditate.local import pick_device
 from premeditate.training import checkpoint
-from premeditate.training.distributed import World, gathered
+from premeditate.training.distributed import World
 from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
 from premeditate.training.loop import Parts, Trainer
 from premeditate.training.recipe import Run
+from premeditate.training.weights import gathered
 
 Say = Callable[[str], None]
 OnFigures = Callable[[str, int, Mapping[str, float]], None]

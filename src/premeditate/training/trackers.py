@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from premeditate.config import dump_config
 from premeditate.errors import PremeditateError
 from premeditate.files import write_atomic
-from premeditate.training.recipe import Run
+from premeditate.training.recipe import Recorded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +38,7 @@ def check(wanted: Iterable[str]) -> None:
             )
 
 
-def open_tracker(name: str, out: Path, recipe: Run, step: int) -> Tracker:
+def open_tracker(name: str, out: Path, recipe: Recorded, step: int) -> Tracker:
     """The tracker `name` for the run in `out` that goes on from `step`. Raises `PremeditateError` if it cannot start:
     at the beginning nothing is lost yet."""
     check([name])
@@ -56,7 +56,7 @@ def open_tracker(name: str, out: Path, recipe: Run, step: int) -> Tracker:
 class TensorBoard:
     """Event files in OUT/tensorboard. What was written after the step that is resumed from is hidden."""
 
-    def __init__(self, out: Path, recipe: Run, step: int) -> None:
+    def __init__(self, out: Path, recipe: Recorded, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
@@ -81,7 +81,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run whose id is kept in OUT/wandb.json, so that a resumed one goes on in the same place."""
 
-    def __init__(self, out: Path, recipe: Run, step: int) -> None:
+    def __init__(self, out: Path, recipe: Recorded, step: int) -> None:
         import wandb
 
         self.wandb = wandb
@@ -106,7 +106,7 @@ class WeightsAndBiases:
 class Trackio:
     """A run of trackio, whose tables lie on this machine. It is found again by its name."""
 
-    def __init__(self, out: Path, recipe: Run, step: int) -> None:
+    def __init__(self, out: Path, recipe: Recorded, step: int) -> None:
         import trackio
 
         self.trackio = trackio

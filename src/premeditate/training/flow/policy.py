@@ -26,8 +26,8 @@ from premeditate.training.distributed import World
 from premeditate.training.ema import Ema
 from premeditate.training.errors import TrainingError
 from premeditate.training.flow.adapters.base import FlowAdapter
-from premeditate.training.flow.lora import merged, reference
 from premeditate.training.flow.objectives import Objective, Sampled, make_objective
+from premeditate.training.lora import merged, reference
 from premeditate.training.policy import Place, Policy, Rollout, Rows
 from premeditate.training.recipe import Recipe
 

@@ -168,7 +168,7 @@ def trainable(model: Any, lora: recipe.Lora | None, checkpointing: bool) -> Any:
     if lora is None:
         model.requires_grad_(True)
     else:
-        from premeditate.training.flow.lora import add_lora
+        from premeditate.training.lora import add_lora
 
         add_lora(model, lora)
     if checkpointing:

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from premeditate.config import ConfigError
 from premeditate.prompts.verify import Mode
-from premeditate.training import recipe
-from premeditate.training.recipe import Checkpoint, Count, Part, Positive, Share
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Lora(recipe.Lora):
-    """Low-rank adapters of the language model; the picture encoder stays as it is."""
-
-    targets: tuple[str, ...] = LORA_TARGETS
-
-
-class Model(Part):
-    """The reasoner that learns to judge. `base`: a SPEC (preset, folder, hub id) of a Qwen vision-language model;
-    `revision`: of a hub id. `lora` None: all of it is trained, with `vision` false all but the picture encoder.
-
-    `dtype`: what forwards calculate in. Weights that are trained are float32 in any case. `max_pixels`: larger pictures
-    are reduced to this many; None: as the preset or the folder says.
-    """
-
-    base: str = "qwen2.5-vl-7b"
-    revision: str | None = None
-    lora: Lora | None = Lora()
-    vision: bool = True
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    device: str | None = None
-    gradient_checkpointing: bool = False
-    max_pixels: Count | None = None
+from premeditate.training.recipe import Checkpoint, Count, Every, Part, Positive, Recorded, Share
+from premeditate.training.tokens.recipe import Model
 
 
 class Data(Part):
@@ -67,27 +41,7 @@ class Optimizer(Part):
     max_grad_norm: Positive = 1.0
 
 
-class Evaluation(Part):
-    """Loss and accuracy on held-out edits every `every` steps, and at the start and end."""
-
-    every: Count = 100
-
-
-class Logging(Part):
-    """Where figures go beside the console and log.jsonl."""
-
-    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    project: str = "premeditate"
-
-
-class Trains(Protocol):
-    """A recipe that trains a judge."""
-
-    @property
-    def model(self) -> Model: ...
-
-
-class SftRecipe(Part):
+class SftRecipe(Recorded):
     """The whole of it. Give `steps` or `epochs`.
 
     `mode`: what an answer holds: a thought and the score ("think"), a verdict per principle and the score ("verify"),
@@ -97,9 +51,7 @@ class SftRecipe(Part):
     """
 
     kind: Literal["sft"] = "sft"
-    name: str = ""
     out: str = "runs/rrm-sft"
-    seed: int = 0
     steps: Count | None = None
     epochs: Positive | None = None
     mode: Mode = "both"
@@ -110,9 +62,8 @@ class SftRecipe(Part):
     data: Data
     batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
-    evaluation: Evaluation = Evaluation()
+    evaluation: Every = Every(every=100)
     checkpoint: Checkpoint = Checkpoint(every=100)
-    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _fits(self) -> SftRecipe:

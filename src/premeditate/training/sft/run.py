@@ -8,30 +8,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-
-from premeditate import presets
-from premeditate.address import is_address
 from premeditate.config import dump_config
 from premeditate.datasets import judged
-from premeditate.errors import ModelError
 from premeditate.files import check_writable, write_error
-from premeditate.local import pick_device, quiet, read_sidecar
+from premeditate.local import quiet
 from premeditate.prompts import verify_words
-from premeditate.qwen_processor import FAMILIES
-from premeditate.reasoners.transformers import SIDECAR_OPTIONS, TransformersReasoner
 from premeditate.training import checkpoint
 from premeditate.training.errors import TrainingError
-from premeditate.training.flow.adapters.base import fingerprint
 from premeditate.training.journal import LOG, Journal
-from premeditate.training.recipe import Run
-from premeditate.training.sft import checkpoints, export
+from premeditate.training.sft import checkpoints
 from premeditate.training.sft.data import Encoder, Lessons, collect
-from premeditate.training.sft.recipe import SftRecipe, Trains, portions
+from premeditate.training.sft.recipe import SftRecipe, portions
+from premeditate.training.tokens import export
+from premeditate.training.tokens.base import Base, load_base, resolve
+from premeditate.training.weights import fingerprint
 
 Say = Callable[[str], None]
 OnFigures = Callable[[str, int, Mapping[str, float]], None]
@@ -57,23 +50,23 @@ def train_sft(
     tell = say if say is not None and first else lambda line: None
     journal: Journal | None = None
     if first:
-        checkpoint._check_idle(out)
+        checkpoint.check_idle(out)
     try:
         with quiet("transformers", loading=True), _room(out, devices) as room:
             # What can be found wrong is found wrong before a model is loaded.
             trainers = _trainers()
             portions(recipe.batch, devices)
-            preset = _resolve(recipe.model.base)
+            preset = resolve(recipe.model.base)
             next(judged.read(Path(recipe.data.train)))
             path = checkpoints.start(out, resume=resume, say=tell)
-            base = load_base(recipe)
+            base = load_base(recipe.model)
             encoder = Encoder(base.processor, base.limit)
             train, held_out = _lessons(recipe, base, encoder, room, tell)
             state = {"recipe": recipe.model_dump(mode="json"), "data": train.digest,
                      "base": fingerprint({"model": base.model})}  # fmt: skip
             step = 0 if path is None else checkpoints.check_same(path, state)
             if first:
-                journal = Journal(out, cast(Run, recipe), step=step, say=say, on_figures=on_figures)
+                journal = Journal(out, recipe, step=step, say=say, on_figures=on_figures)
             record = trainers.Record(journal, recipe.checkpoint.keep, state)
             trainer = trainers.build(recipe, base.model, encoder, room / "train", room / "eval" if held_out else None,
                                      record, resumed=step > 0, devices=devices)  # fmt: skip
@@ -86,7 +79,8 @@ def train_sft(
             history = [] if journal is None else [row for row in journal.rows() if row["kind"] == "eval"]
             if first:
                 shown = recipe.model_copy(update={"out": "runs/rrm-sft"})  # where it lay is nobody's business
-                card = export.Card(preset, recipe, dump_config(shown), train.line("Learnt from"), train.digest, history)
+                card = export.Card(recipe.model.base, preset, recipe.mode, dump_config(shown),
+                                   train.line("Learnt from"), train.digest, history)  # fmt: skip
                 _export(trainer, base, out, card)
                 tell(f"exported to {out / EXPORT}")
             trainer.accelerator.wait_for_everyone()
@@ -96,78 +90,6 @@ def train_sft(
     before, after = (history[0], history[-1]) if history else ({}, {})
     return {"out": str(out), "export": str(out / EXPORT), "steps": trainer.state.global_step, "before": before,
             "after": after, "samples": train.count, "left_out": dict(train.left_out)}  # fmt: skip
-
-
-# -- the model --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that is trained. `prompts`: the prompt set that it speaks. `limit`: tokens that it reads. `stored`: the
-    dtype of its weights where they lie, and `config` as it lies there. `sidecar`: what a folder of it has to say."""
-
-    model: Any
-    processor: Any
-    prompts: str
-    limit: int | None
-    stored: torch.dtype
-    config: Any
-    sidecar: Mapping[str, Any]
-
-
-def load_base(recipe: Trains) -> Base:
-    """The model of `recipe`, as a reasoner loads it, with everything trainable that is to be trained without LoRA.
-    Raises `ModelError`."""
-    wanted, preset = recipe.model, _resolve(recipe.model.base)
-    device = pick_device(wanted.device)
-    if device not in ("cpu", "cuda", "mps"):
-        raise ModelError(f"the training of a judge takes no single device {device}",
-                         "give model.device=cuda, and choose with CUDA_VISIBLE_DEVICES")  # fmt: skip
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    config = _config(preset.spec, wanted.revision)
-    if config is not None and config.model_type not in FAMILIES:
-        raise ModelError(f"{wanted.base} is of the family {config.model_type}, of which no judge can be trained",
-                         f"give a vision-language model of one of: {', '.join(FAMILIES)}")  # fmt: skip
-    own = {**preset.options, **({} if wanted.max_pixels is None else {"max_pixels": wanted.max_pixels})}
-    # What is trained is held in float32: half precision swallows small steps. Under LoRA the rest may be halved.
-    dtype = wanted.dtype if wanted.lora is not None else "float32"
-    made = TransformersReasoner.load(
-        preset.spec, **own, device=device, dtype=dtype, revision=wanted.revision, name=wanted.base
-    )
-    model, sidecar = made.model, _sidecar(preset.spec) | own
-    if wanted.lora is None and not wanted.vision:
-        model.model.visual.requires_grad_(False)
-    return Base(
-        model, made.processor, made.prompts, getattr(model.config.get_text_config(), "max_position_embeddings", None),
-        _dtype(config), config, {**{k: v for k, v in sidecar.items() if k in SIDECAR_OPTIONS}, "prompts": made.prompts},
-    )  # fmt: skip
-
-
-def _resolve(base: str) -> presets.Preset:
-    if is_address(base):
-        raise ModelError(f"{base} is a served model, whose weights are elsewhere",
-                         f"give a folder, a hub id org/name, or one of {', '.join(presets.REASONERS)}")  # fmt: skip
-    return presets.resolve("reasoner", base)
-
-
-def _config(spec: str, revision: str | None) -> Any:
-    """The model's configuration; None where it cannot be read, which loading the model says better."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(spec, trust_remote_code=False, revision=revision)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _dtype(config: Any) -> torch.dtype:
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def _sidecar(spec: str) -> dict[str, Any]:
-    return read_sidecar(Path(spec), SIDECAR_OPTIONS) if Path(spec).is_dir() else {}
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from premeditate.training.errors import TrainingError
 from premeditate.training.journal import Journal
 from premeditate.training.sft import checkpoints
 from premeditate.training.sft.data import Encoder
-from premeditate.training.sft.recipe import Lora, SftRecipe, portions
+from premeditate.training.sft.recipe import SftRecipe, portions
+from premeditate.training.tokens.recipe import Lora
 
 _NAMES = {
     "loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "lr", "mean_token_accuracy": "token_accuracy",

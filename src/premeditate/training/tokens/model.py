@@ -19,7 +19,7 @@ from premeditate.errors import one_line
 from premeditate.local import Job, quiet
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.transformers import TransformersReasoner
-from premeditate.training.flow.lora import reference
+from premeditate.training.lora import reference
 
 _PORTION = 2**27
 """Logits in float32 at a time: with 150,000 tokens to choose from, those of a few long traces would fill a device."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from premeditate.prompts.verify import Mode
 from premeditate.training import recipe
 from premeditate.training.recipe import Count, Part, Positive, Run
-from premeditate.training.sft.recipe import Model
+from premeditate.training.tokens.recipe import Model
 
 
 class Data(Part):

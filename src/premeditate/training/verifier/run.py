@@ -13,17 +13,17 @@ from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.training.distributed import World
-from premeditate.training.flow.adapters.base import fingerprint
-from premeditate.training.flow.lora import make_trainable, merged
 from premeditate.training.loop import Parts
+from premeditate.training.lora import make_trainable, merged
 from premeditate.training.run import Built, OnFigures, Say, run
-from premeditate.training.sft import export
-from premeditate.training.sft.run import Base, load_base
+from premeditate.training.tokens import export
+from premeditate.training.tokens.base import Base, load_base, resolve
 from premeditate.training.tokens.model import TokenModel
 from premeditate.training.verifier.pairs import Comparison, digest, load
 from premeditate.training.verifier.policy import PairPolicy
 from premeditate.training.verifier.recipe import VerifierRecipe
 from premeditate.training.verifier.rewards import Ordered, Stated
+from premeditate.training.weights import fingerprint
 
 
 def train_gcpo(
@@ -36,7 +36,7 @@ def train_gcpo(
         train, held_out = _pairs(recipe, tell)
         panel = stack.enter_context(Panel([Entry(Stated())]))
         judge = stack.enter_context(Panel([Entry(Ordered())]))
-        base = load_base(recipe)
+        base = load_base(recipe.model)
         before = fingerprint({"model": base.model})
         policy = PairPolicy(recipe, trainable(base, recipe), train, held_out)
         made_of = {"the base model's weights": before, "the training tasks": digest(train)}
@@ -79,10 +79,10 @@ def _export(
     with merged(network):
         own = {name: value for name, value in network.state_dict().items() if "lora_" not in name}
         state = {name.replace(".base_layer.", "."): value for name, value in own.items()}
-    fresh = load_base(recipe)
+    fresh = load_base(recipe.model)
     fresh.model.load_state_dict(state)
     said = export.Card(
-        presets.resolve("reasoner", recipe.model.base), recipe, card["recipe"], f"{card['tasks']} preferred pairs",
-        card["data"], card["evaluations"],
+        recipe.model.base, resolve(recipe.model.base), recipe.judging.mode, card["recipe"],
+        f"{card['tasks']} preferred pairs", card["data"], card["evaluations"], "GCPO, arXiv 2604.27505",
     )  # fmt: skip
     export.write(folder, fresh.model, fresh.processor, fresh.sidecar, fresh.stored, said)

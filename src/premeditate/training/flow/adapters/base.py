@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from premeditate.editors.fit import Fit, Size
 from premeditate.editors.pipelines import TRAITS, Traits, image_multiple
 from premeditate.errors import ModelError
+from premeditate.training.weights import fingerprint
 
 Encoding = Mapping[str, Tensor]
 Grid = tuple[int, int]
@@ -328,18 +329,6 @@ class FlowAdapter(ABC):
             if hasattr(part, "get_vocab"):
                 found.update(json.dumps([name, sorted(part.get_vocab().items())]).encode())
         return found.hexdigest()
-
-
-def fingerprint(parts: Mapping[str, nn.Module]) -> str:
-    """SHA-256 (hex) over some of the weights of `parts`: enough to tell a retrained part from it."""
-    found = hashlib.sha256()
-    for name, part in parts.items():
-        for key, value in part.state_dict().items():
-            # 64 of a tensor's values tell; all of them would be gigabytes.
-            flat = value.detach().flatten()
-            some = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float64)
-            found.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode() + some.numpy().tobytes())
-    return found.hexdigest()
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

@@ -9,31 +9,25 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from premeditate.files import write_error
 from premeditate.local import SIDECAR
 from premeditate.presets import REASONERS, Preset
 from premeditate.prompts.verify import Mode
-from premeditate.training.sft.recipe import Trains
 
 CARD = "README.md"
 
 
-class Judges(Trains, Protocol):
-    """The recipe of a judge whose answers are of one mode."""
-
-    @property
-    def mode(self) -> Mode: ...
-
-
 @dataclass(frozen=True)
 class Card:
-    """What is said of it. `preset`: what the recipe's base stands for. `text`: the recipe as YAML. `data`: what was
-    learnt from, in words, and its SHA-256. `evaluations`: rows of the journal. `method`: how it was trained."""
+    """What is said of it. `base`: the SPEC that it was trained from, `preset`: what that stands for. `mode`: of its
+    answers. `text`: the recipe as YAML. `data`: what was learnt from, in words, and its SHA-256. `evaluations`: rows of
+    the journal. `method`: how it was trained."""
 
+    base: str
     preset: Preset
-    recipe: Judges
+    mode: Mode
     text: str
     data: str
     digest: str
@@ -68,13 +62,13 @@ def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], 
 
 def render(card: Card) -> str:
     """The card as Markdown with the hub's YAML head."""
-    recipe, preset = card.recipe, card.preset
-    base, hub = recipe.model.base, preset.spec if preset.source else ""
+    base, preset = card.base, card.preset
+    hub = preset.spec if preset.source else ""
     licence = preset.licence and (preset.licence.lower() if preset.licence == "Apache-2.0" else "other")
     head = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "base_model": hub, "license": licence}
     about = f"[{base}]({preset.source})" if hub else f"`{base}`" if base in REASONERS else "A model of its own"
     holds = {"think": "a thought and a score", "verify": "a verdict per principle and a score",
-             "both": "a thought, a verdict per principle and a score"}[recipe.mode]  # fmt: skip
+             "both": "a thought, a verdict per principle and a score"}[card.mode]  # fmt: skip
     return "\n".join([
         "---", *(f"{key}: {value}" for key, value in head.items() if value), "---", "",
         f"# {base if hub or base in REASONERS else 'A vision-language model'}, trained to judge edits", "",
@@ -82,7 +76,7 @@ def render(card: Card) -> str:
         f"holds {holds}.",
         *([f"The base's licence is {preset.licence}; it says what holds for weights made from it."]
           if preset.licence else []),
-        "", "## Use", "", "```yaml", "rewards:", f'  - use: "rrm[mode={recipe.mode}]:FOLDER"  # this folder', "```", "",
+        "", "## Use", "", "```yaml", "rewards:", f'  - use: "rrm[mode={card.mode}]:FOLDER"  # this folder', "```", "",
         "## Held-out figures", "", *_table(card.evaluations), "",
         "## Training", "", f"{card.data}. SHA-256 of what was learnt from: `{card.digest}`. The recipe:", "",
         "```yaml", card.text.rstrip(), "```", "",
