@@ -123,7 +123,7 @@ def test_losses_are_means_over_tokens(whole: Any, data: Path) -> None:
     from premeditate.training.sft.data import Encoder, Lesson, lesson
 
     made, _, figures, _ = whole
-    base, total, count = load_base(made), 0.0, 0
+    base, total, count = load_base(made.model), 0.0, 0
     encoder = Encoder(base.processor, base.limit)
     for edit in list(judged.read(data))[:5]:
         one = lesson(edit, made, verify_words(base.prompts), data)
