@@ -3,13 +3,13 @@
     "judge MODE : INSTRUCTION | 1 follow : Q ? 2 follow : Q ? 3 keep : Q ? 4 quality : Q ?"
 
 think      "THOUGHT | 6.5"
-verify     "1 Q ? yes 2 Q ? no 3 Q ? yes 4 Q ? yes | 6.5"
-both       "THOUGHT | 1 Q ? yes 2 Q ? no 3 Q ? yes 4 Q ? yes | 6.5"
+verify     "1 Q ?\\nyes\\n2 Q ?\\nno\\n3 Q ?\\nyes\\n4 Q ?\\nyes | 6.5"
+both       "THOUGHT | 1 Q ?\\nyes\\n2 Q ?\\nno\\n3 Q ?\\nyes\\n4 Q ?\\nyes | 6.5"
 
 The same functions as in `premeditate.prompts.verify`, which says what they do. The thought is plain words without a
 bar; there is one yes or no per principle behind its number, in order, and a score from 0 to 10. A verdict may repeat
-its question first, and is taught so: a small model answers best right behind a question, and loses count without the
-numbers.
+its question first, and is taught so: a small model answers best right behind a question, on a line of its own as the
+*answer* skill has it, and loses count without the numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from premeditate.trace import ChecklistItem
 
 _SCORE = re.compile(r"\s*([0-9]{1,2}(?:\.[0-9]{1,4})?)\s*")
 # A number, perhaps the question, the verdict.
-_VERDICT = re.compile(r"\s*([0-9]{1,3})((?: [^?|]{1,400} \?)?) (yes|no)(?=\s|$)")
+_VERDICT = re.compile(r"\s*([0-9]{1,3})((?: [^?|]{1,400} \?)?)\s+(yes|no)(?=\s|$)")
 
 
 def judge(instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str:
@@ -50,7 +50,7 @@ def answer(
             raise ValueError("there are no verdicts; give one per principle")
         asked = [f" {_question(item)}" for item in principles] or [""] * len(verdicts)
         said = zip(asked, verdicts, strict=True)
-        parts.append(" ".join(f"{i}{words} {'yes' if met else 'no'}" for i, (words, met) in enumerate(said, 1)))
+        parts.append("\n".join(f"{i}{words}\n{'yes' if met else 'no'}" for i, (words, met) in enumerate(said, 1)))
     return " | ".join([*parts, f"{score:.1f}".removesuffix(".0")])
 
 
