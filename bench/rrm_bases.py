@@ -1,0 +1,134 @@
+"""The two models that the bench of reasoning reward models begins with: reasoners that can answer several questions.
+
+    python bench/rrm_bases.py OUT [--layers 0 2 4] [--start FOLDER] [--seconds 480] [--seed 0]
+
+The layers that are named are those of the shipped reasoner and keep their weights (as DistilBERT begins from every
+other layer of its teacher, arXiv 1910.01108); without --layers all of them are there. All weights then learn to answer
+a list of questions about two pictures, one after the other, from edits and truths of the reasoner's own course: what a
+vision-language model of size can do before it is taught to judge, and this one cannot, for it has learnt to look at
+pictures from right behind them only. Time is this process's CPU time. --start goes on from another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch.nn import functional as F
+
+from premeditate import presets
+from premeditate.microworld.families import TRAINED
+from premeditate.microworld.models.common import warmup_stable_decay
+from premeditate.microworld.models.reasoner_batch import Batch, Encoder, collate
+from premeditate.microworld.models.reasoner_build import build_model, load_folder, save_folder
+from premeditate.microworld.models.reasoner_data import Branch, Item, look_item
+from premeditate.microworld.models.reasoner_fast import Fast
+from premeditate.microworld.tasks import sample_task
+
+BATCH, RATE, WEIGHT = 32, 2e-3, 10.0
+DIMENSIONS = ("follow", "follow", "follow", "follow", "keep", "keep", "quality", "quality")
+
+
+def shrunk(model: Any, tokenizer: Any, layers: list[int]) -> Any:
+    """A model of these layers of `model`, with its weights."""
+    small = build_model(tokenizer, layers=len(layers), inter=model.config.text_config.intermediate_size)
+    place = {f"layers.{old}.": f"layers.{new}." for new, old in enumerate(layers)}
+    state = {}
+    for name, value in model.state_dict().items():
+        parts = [old for old in place if f".{old}" in name and "language_model" in name]
+        if parts:
+            name = name.replace(parts[0], place[parts[0]])
+        elif "language_model.layers." in name:
+            continue
+        state[name] = value
+    small.load_state_dict(state)
+    return small
+
+
+def surveys(item: Item, instruction: str, rng: random.Random) -> Item:
+    """The item with its questions as two lists."""
+    asked = [b for b in item.branches if b.skill == "answer"]
+    rng.shuffle(asked)
+    lists = []
+    for some in filter(None, (asked[::2], asked[1::2])):
+        questions = [b.prompt.removeprefix("answer : ") for b in some]
+        listed = " ".join(f"{i} {words}" for i, words in enumerate(questions, 1))
+        said = "\n".join(
+            f"{i} {words}\n{b.answer}" for i, (words, b) in enumerate(zip(questions, some, strict=True), 1)
+        )
+        lists.append(Branch("checklist", f"answers : {instruction} | {listed}", said))
+    return replace(item, branches=tuple(lists))
+
+
+def batches(encoder: Encoder, seed: int) -> Iterator[Batch]:
+    rng, number = random.Random(f"bases/{seed}"), seed * 1_000_000
+    while True:
+        items = []
+        for family in rng.choices(TRAINED, k=8 * BATCH):
+            number += 1
+            task = sample_task(number, "train", family=family)
+            items.append(surveys(look_item(task, rng, None, DIMENSIONS, 0.3), task.instruction, rng))
+        items.sort(key=lambda item: sum(len(b.prompt) + len(b.answer) for b in item.branches))
+        parts = [collate(items[i : i + BATCH], encoder) for i in range(0, len(items), BATCH)]
+        rng.shuffle(parts)
+        yield from parts
+
+
+def loss_of(fast: Fast, batch: Batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The weighted loss, and the share of verdicts that the model would have given."""
+    seen = fast.see(batch.pictures)
+    states, _ = fast.hidden(batch.ids, seen.reshape(len(batch.ids), -1, seen.shape[-1]), batch.positions, batch.mask)
+    wanted = batch.weights > 0
+    logits = fast.logits(states[wanted])
+    labels = batch.labels[wanted]
+    told = torch.isin(labels, verdicts)
+    weights = torch.where(told, WEIGHT, 0.3 * batch.weights[wanted])
+    words = F.cross_entropy(logits, labels, reduction="none")
+    right = logits[told].argmax(-1) == labels[told]
+    return (words * weights).sum() / weights.sum(), right.float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, nargs="+")
+    parser.add_argument("--start", type=Path, default=Path(presets.resolve("reasoner", "micro").spec))
+    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load_folder(args.start)
+    made = model.train() if args.layers is None else shrunk(model, tokenizer, args.layers).train()
+    encoder = Encoder(tokenizer)
+    spoken = torch.tensor(list(encoder.labels.values()))
+    fast, source = Fast(made), batches(encoder, args.seed)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    start, step, mean, rate = time.process_time(), 0, 0.0, 0.0
+    while (progress := (time.process_time() - start) / args.seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * warmup_stable_decay(progress, decay=0.5)
+        optimizer.zero_grad()
+        loss, right = loss_of(fast, next(source), spoken)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        keep = 0.0 if step == 1 else 0.98
+        mean, rate = keep * mean + (1 - keep) * loss.item(), keep * rate + (1 - keep) * right
+        if step % 25 == 0:
+            print(f"step {step} {time.process_time() - start:.0f} s loss {mean:.3f} verdicts {rate:.3f}", flush=True)
+    save_folder(args.out, made.eval(), tokenizer)
+    print(f"{sum(p.numel() for p in made.parameters()):,} weights in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
