@@ -14,7 +14,7 @@ from PIL import Image
 
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.transformers import TransformersReasoner
-from premeditate.training.flow.lora import make_trainable
+from premeditate.training.lora import make_trainable
 from premeditate.training.recipe import Lora
 from premeditate.training.tokens import model as tokens
 from premeditate.training.tokens.model import TokenModel, Trace
