@@ -48,10 +48,12 @@ SEED, DRAWS = 7, 2_000
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def measure(spec: str, mode: str, pairs: Sequence[Any]) -> dict[str, Any]:
+def measure(spec: str, mode: str, pairs: Sequence[Any], k: int) -> dict[str, Any]:
     """`mode` "interval": the model's own scores of an edit (VIEScore), without principles."""
     reasoner = TransformersReasoner.load(presets.resolve("reasoner", spec).spec)
-    reward: Any = VIEScore(reasoner) if mode == "interval" else RRM(reasoner, mode=check_mode(mode))
+    # As GCPO samples: with all of the temperature. One trace that can be read makes a score.
+    ways: dict[str, Any] = {"k": k, "temperature": 1.0, "least": 1} if k > 1 else {}
+    reward: Any = VIEScore(reasoner, **ways) if mode == "interval" else RRM(reasoner, mode=check_mode(mode), **ways)
     told = evaluate(reward, pairs, checker=ExactVerifier() if mode in ("verify", "both") else None)
     answers = told.agreement.get("all")
     return {
@@ -162,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--n", type=int, default=1000, help="held-out pairs")
+    parser.add_argument("--k", type=int, default=1, help="traces of each edit; their mean score counts")
     parser.add_argument("--untrained", nargs="*", default=[], metavar="SIZE=SPEC")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
@@ -171,7 +174,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     kept = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    parts: dict[str, Any] = kept["parts"] if kept.get("n") == args.n else {}
+    parts: dict[str, Any] = kept["parts"] if (kept.get("n"), kept.get("k")) == (args.n, args.k) else {}
     jobs = [(f"{pair.partition('=')[0]}-untrained_{mode}-s0", pair.partition("=")[2], mode)
             for pair in args.untrained for mode in UNTRAINED]  # fmt: skip
     for folder in sorted(args.runs.iterdir()):
@@ -181,10 +184,10 @@ def main() -> int:
     pairs = held_out_pairs(args.n, SEED) if any(name not in parts for name, *_ in jobs) else []
     for name, spec, mode in jobs:
         if name not in parts:
-            parts[name] = measure(spec, mode, pairs)
+            parts[name] = measure(spec, mode, pairs, args.k)
             print(f"{name}: {right(parts[name], 'half')}", file=sys.stderr, flush=True)
             if args.json:
-                args.json.write_text(json.dumps({"n": args.n, "parts": parts}) + "\n")
+                args.json.write_text(json.dumps({"n": args.n, "k": args.k, "parts": parts}) + "\n")
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     order = {name: i for i, name in enumerate([*(f"untrained_{mode}" for mode in UNTRAINED), *STAGES])}
     split = [(*name.split("-"), name) for name, *_ in jobs]

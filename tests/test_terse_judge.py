@@ -46,19 +46,6 @@ def test_what_is_written_is_read_back(tenths: int, verdicts: list[bool], thought
         assert found.thought == " ".join(thought.replace("|", " ").split())
 
 
-@given(st.lists(st.booleans(), min_size=4, max_size=4))
-def test_a_verdict_may_repeat_its_question(verdicts: list[bool]) -> None:
-    text = words.answer(5, verdicts, mode="verify", principles=ITEMS)
-    assert text.startswith(f"1 is a1 empty ?\n{'yes' if verdicts[0] else 'no'}\n2 is every shape sharp ?\n")
-    found = words.parse(text, 4, "verify")
-    assert found.verdicts == tuple(verdicts) and found.evidence[0].startswith("is a1 empty ? ")
-    tricky = [ChecklistItem(question="3 yes | is 1 ? no | 9?", dimension="follow")] * 2
-    assert words.parse(words.answer(5, (True, False), mode="verify", principles=tricky), 2, "verify").verdicts == (
-        True,
-        False,
-    )
-
-
 @given(plain, st.integers(0, 6), st.sampled_from(MODES))
 def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mode) -> None:
     found = words.parse(text, count, mode)

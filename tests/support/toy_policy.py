@@ -3,7 +3,7 @@ stands in its meta. It shows what the training core asks of a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -74,12 +74,3 @@ class LevelPolicy(Policy):
     def evaluate(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[Sample]]]:
         levels = self.module.weight.argmax(-1).tolist()
         yield rows, [self.as_sample(row, levels[row]) for row in rows]
-
-    def updated(self) -> None:
-        return None
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        assert not state

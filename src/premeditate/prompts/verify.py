@@ -112,10 +112,7 @@ class Words(Protocol):
     def judge(self, instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str: ...
     def tokens(self, count: int, mode: Mode = "both") -> int: ...
 
-    def answer(
-        self, score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both",
-        principles: Sequence[ChecklistItem] = (),
-    ) -> str: ...  # fmt: skip
+    def answer(self, score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str: ...
     def parse(self, text: str, count: int, mode: Mode = "both") -> Judged: ...
 
 
@@ -152,13 +149,10 @@ def tokens(count: int, mode: Mode = "both") -> int:
     return 64 + (0 if mode == "think" else 32 * count) + (0 if mode == "verify" else 512 + 64 * count)
 
 
-def answer(
-    score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both",
-    principles: Sequence[ChecklistItem] = (),
-) -> str:  # fmt: skip
+def answer(score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str:
     """The answer that `parse` reads, for training data. The score and the average are rounded to hundredths; the
-    thought becomes plain words. `principles` are not repeated here; other sets of words do so. Raises ValueError for a
-    score out of range, and for verdicts missing in a mode with them."""
+    thought becomes plain words. Raises ValueError for a score out of range, and for verdicts missing in a mode with
+    them."""
     if not 0 <= score <= TOP:
         raise ValueError(f"the score is {score}; give 0 to {TOP}")
     lines = []

@@ -31,6 +31,13 @@ def _both(winners: Tensor, losers: Tensor) -> tuple[Tensor, Tensor]:
     return values, ~scores.isnan() & bool(values.any())
 
 
+def ordered(rewards_GD: Tensor) -> Tensor:
+    """For each comparison of a pair's first half with its second, of those that have both scores: 1 where the first is
+    higher, else 0. Shape [at most G^2 / 4]."""
+    winners, losers = (half[~half.isnan()] for half in rewards_GD.sum(1).chunk(2))
+    return (winners[:, None] > losers[None, :]).float().flatten()
+
+
 def asked(rewards_GD: Tensor, names_D: Sequence[str]) -> Tensor:
     """bool [D]: the dimensions that a group was judged by. `names`: "reward.dimension".
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from premeditate.rewards.panel import Panel, Scores
 from premeditate.training import checkpoint
-from premeditate.training.advantages import advantages, asked
+from premeditate.training.advantages import advantages, asked, ordered
 from premeditate.training.data import Order
 from premeditate.training.distributed import World, whole
 from premeditate.training.ema import Ema
@@ -34,7 +34,7 @@ from premeditate.training.geometry import Geometry
 from premeditate.training.journal import Journal
 from premeditate.training.policy import Place, Policy, Rollout, Rows, micro_batches
 from premeditate.training.recipe import Run
-from premeditate.training.watch import Tally, Watch
+from premeditate.training.watch import ORDERED, Tally, Watch
 
 _SMALLER = "start again with a lower optimizer.lr, a lower optimizer.max_grad_norm, or model.dtype=float32"
 
@@ -141,6 +141,9 @@ class Trainer:
             tally.add(f"seconds/reward/{name}", torch.tensor([scores.seconds[name]]))
         tally.add("groups/informative", torch.tensor([float(mask.any()) for _, mask in found]))
         tally.add("samples/kept", torch.cat([mask for _, mask in found]).float())
+        if self.recipe.grouping.kind == "gcpo":
+            for part, _ in parts:
+                tally.add(ORDERED, ordered(part))
         spread = [part[:, some].sum(1) for part, some in parts]
         spread = [values[~values.isnan()] for values in spread]
         tally.add("groups/std", torch.tensor([float(s.std(unbiased=False)) for s in spread if len(s) > 1]))

@@ -6,6 +6,7 @@ W x becomes W x + (alpha / rank) B A x. B starts at 0, so that training starts f
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,28 +20,14 @@ from premeditate.training import recipe
 from premeditate.training.errors import TrainingError
 
 
-def add_lora(transformer: Any, lora: recipe.Lora, *, seed: int = 0) -> list[nn.Parameter]:
+def add_lora(transformer: Any, lora: recipe.Lora, *, seed: int = 0, within: str = "") -> list[nn.Parameter]:
     """Freezes the transformer and adds LoRA weights to the modules whose names end in `lora.targets`. Returns the
     weights, in fp32 whatever the transformer's dtype: an update of 1e-4 is lost in half precision.
 
-    The first weights come from `seed`; the global generators are left as they were. Raises `ModelError` for a target
-    that names no linear layer.
+    The first weights come from `seed`; the global generators are left as they were. `within`, errors: of `lora_config`.
     """
-    from peft import LoraConfig
-
-    linear = {name for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
-    for target in lora.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            ends = sorted({_end(name) for name in linear})
-            raise ModelError(
-                f"{type(transformer).__name__} has no linear layer {target!r} for LoRA",
-                f"did you mean {nearest(target, ends)}? It has {', '.join(ends)}",
-            )
+    config = lora_config(transformer, lora, within=within, init_lora_weights="gaussian")
     transformer.requires_grad_(False)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha, target_modules=list(lora.targets),
-        init_lora_weights="gaussian",
-    )  # fmt: skip
     with torch.random.fork_rng(devices=_cuda(transformer)):
         torch.manual_seed(seed)
         transformer.add_adapter(config)
@@ -50,11 +37,33 @@ def add_lora(transformer: Any, lora: recipe.Lora, *, seed: int = 0) -> list[nn.P
     return found
 
 
-def make_trainable(network: Any, lora: recipe.Lora | None, *, seed: int, reference: bool) -> Any:
+def lora_config(network: Any, lora: recipe.Lora, *, within: str = "", **options: Any) -> Any:
+    """peft's configuration of `lora` for a network. `within`: only modules inside the part of that name (some picture
+    encoders have layers of the same names as the language model). `options`: further ones of peft's. Raises
+    `ModelError` for a target that names no linear layer there."""
+    from peft import LoraConfig
+
+    linear = {name for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+    linear = {name for name in linear if f".{within}." in f".{name}"} if within else linear
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            ends = sorted({_end(name) for name in linear})
+            where = f"the {within.replace('_', ' ')}" if within else type(network).__name__
+            raise ModelError(
+                f"{where} has no linear layer {target!r} for LoRA",
+                f"did you mean {nearest(target, ends)}? It has {', '.join(ends)}",
+            )
+    named = "|".join(re.escape(target) for target in lora.targets)
+    targets = rf"(.*\.)?{re.escape(within)}\.(.*\.)?({named})" if within else list(lora.targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha, target_modules=targets,
+                      **options)  # fmt: skip
+
+
+def make_trainable(network: Any, lora: recipe.Lora | None, *, seed: int, reference: bool, within: str = "") -> Any:
     """Makes adapters, or without `lora` all of the network, what is trained. Returns a frozen copy of it as it was,
     where a `reference` is asked for and there are no adapters to leave out; else None. Raises as `add_lora`."""
     if lora is not None:
-        add_lora(network, lora, seed=seed)
+        add_lora(network, lora, seed=seed, within=within)
         return None
     network.requires_grad_(True)
     return copy.deepcopy(network).requires_grad_(False) if reference else None

@@ -11,6 +11,9 @@ from torch import Tensor
 from premeditate.stats import Z95, wilson
 from premeditate.training.distributed import World
 
+ORDERED = "pairs/ordered"
+"""What GCPO maximises, where a group is a pair: the share of comparisons of its two edits that come out right."""
+
 
 class Tally:
     """Means of named values that arrive in parts, weighted by how many there are, over all processes."""
@@ -65,14 +68,16 @@ class Watch:
     def step(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
         """(problem, mend) where the run should end: no informative group in `patience` steps."""
         rewards = [v for k, v in figures.items() if k.startswith("reward/")]
-        self._rewards = [*self._rewards, sum(rewards) / max(1, len(rewards))][-20:]
+        aim = figures.get(ORDERED, sum(rewards) / max(1, len(rewards)))
+        self._rewards = [*self._rewards, aim][-20:]
         self._first = self._rewards[0] if self._first is None else self._first
         self._idle = 0 if figures.get("groups/informative", 0) > 0 else self._idle + 1
         if self._idle < self.patience:
             return None
         return (
             f"in {self._idle} steps no group had rewards that differ, so there was nothing to learn from",
-            "give harder or easier tasks, a larger batch.group_size, more rollout.noise_level or a finer reward",
+            "give harder or easier tasks, a larger batch.group_size, more noise (a judge: more temperature) or a finer "
+            "reward; the last checkpoint is whole",
         )
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> list[str]:

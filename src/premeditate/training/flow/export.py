@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from premeditate.errors import ModelError
-from premeditate.files import write_atomic, write_error
+from premeditate.files import write_atomic
 from premeditate.local import SIDECAR
 from premeditate.presets import EDITORS, resolve
 from premeditate.training.flow.adapters.base import FlowAdapter
 from premeditate.training.recipe import Recipe
+from premeditate.training.weights import replacing
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for."""
@@ -88,7 +86,6 @@ def export_full(
     the card. Returns that folder; an older one stays until the new one is complete. `values`, errors: as for
     `export_lora`."""
     import torch
-    from safetensors import SafetensorError
 
     own = transformer.state_dict()
     # A sharded model's class is one made on the fly; the one in diffusers is what is saved.
@@ -96,23 +93,9 @@ def export_full(
     with torch.device("meta"):
         plain = kind.from_config(transformer.config)
     plain.load_state_dict({**own, **_known(own, values)}, assign=True)
-    target, old, new = (
-        folder / name for name in ("transformer", *(f".{w}-{secrets.token_hex(6)}" for w in ("o", "n")))
-    )
-    try:
+    target = folder / "transformer"
+    with replacing(target) as new:
         plain.save_pretrained(new, safe_serialization=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
-    except SafetensorError as error:
-        raise write_error(target, OSError(str(error))) from error
-    except OSError as error:
-        raise write_error(target, error) from error
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        for rest in (old, new):
-            shutil.rmtree(rest, ignore_errors=True)
     _write_card(folder, card, pipeline_class, _FULL.replace("TRANSFORMER", kind.__name__))
     return target
 

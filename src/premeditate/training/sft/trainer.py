@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,13 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from premeditate.errors import ModelError
-from premeditate.local import nearest
 from premeditate.training.errors import TrainingError
 from premeditate.training.journal import Journal
+from premeditate.training.lora import lora_config
 from premeditate.training.sft import checkpoints
 from premeditate.training.sft.data import Encoder
 from premeditate.training.sft.recipe import SftRecipe, portions
-from premeditate.training.tokens.recipe import Lora
+from premeditate.training.tokens.base import LANGUAGE
 
 _NAMES = {
     "loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "lr", "mean_token_accuracy": "token_accuracy",
@@ -129,11 +127,13 @@ def build(
         dataloader_num_workers=WORKERS if device == "cuda" else 0, dataloader_pin_memory=device == "cuda",
     )  # fmt: skip
     args._n_gpu = min(args.n_gpu, 1)  # one process, one device: torchrun starts several
+    lora = recipe.model.lora
+    adapters = None if lora is None else lora_config(model, lora, within=LANGUAGE, task_type="CAUSAL_LM")
     made = Trainer(
         model=model, args=args, data_collator=encoder, processing_class=encoder.processor,
         train_dataset=Dataset.from_file(str(train)),
         eval_dataset=None if held_out is None else Dataset.from_file(str(held_out)),
-        callbacks=[record], peft_config=None if recipe.model.lora is None else _lora(recipe.model.lora, model),
+        callbacks=[record], peft_config=adapters,
     )  # fmt: skip
     # Some models say that they cannot: but the loss is TRL's. A step's loss is then the mean over the tokens of all its
     # answers, and not of forwards that hold more or fewer.
@@ -141,20 +141,3 @@ def build(
     for printing in (PrinterCallback, ProgressCallback):
         made.remove_callback(printing)
     return made
-
-
-def _lora(lora: Lora, model: Any) -> Any:
-    """Adapters in the language model alone: some picture encoders have layers of the same names. Raises `ModelError`
-    for a target that names no linear layer."""
-    from peft import LoraConfig
-    from torch import nn
-
-    linear = {name for name, part in model.named_modules() if isinstance(part, nn.Linear) and "language_model." in name}
-    for target in lora.targets:
-        if not any(name.endswith(f".{target}") for name in linear):
-            ends = sorted({name.rsplit(".", 1)[-1] for name in linear})
-            raise ModelError(f"the language model has no linear layer {target!r} for LoRA",
-                             f"did you mean {nearest(target, ends)}? It has {', '.join(ends)}")  # fmt: skip
-    names = "|".join(re.escape(target) for target in lora.targets)
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, task_type="CAUSAL_LM",
-                      target_modules=rf"(.*\.)?language_model\.(.*\.)?({names})")  # fmt: skip

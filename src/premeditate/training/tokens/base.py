@@ -18,6 +18,9 @@ from premeditate.qwen_processor import FAMILIES
 from premeditate.reasoners.transformers import SIDECAR_OPTIONS, TransformersReasoner
 from premeditate.training.tokens.recipe import Model
 
+LANGUAGE = "language_model"
+"""What LoRA is added to; the picture encoder stays as it is."""
+
 
 @dataclass(frozen=True)
 class Base:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from premeditate.files import write_error
 from premeditate.local import SIDECAR
 from premeditate.presets import REASONERS, Preset
 from premeditate.prompts.verify import Mode
+from premeditate.training.weights import replacing
 
 CARD = "README.md"
 
@@ -38,25 +35,14 @@ class Card:
 def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], dtype: Any, card: Card) -> Path:
     """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. A folder that is
     there stays until the new one is complete. Raises `WriteError`."""
-    old, new = (folder.with_name(f".{word}-{secrets.token_hex(6)}") for word in ("old", "new"))
     tokenizer = processor.tokenizer
     tokenizer.chat_template = processor.chat_template
-    try:
+    with replacing(folder) as new:
         model.to(dtype).save_pretrained(new)
         tokenizer.save_pretrained(new)
         processor.image_processor.save_pretrained(new)
         (new / SIDECAR).write_text(json.dumps(dict(sidecar)) + "\n", encoding="utf-8")
         (new / CARD).write_text(render(card), encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        for rest in (old, new):
-            shutil.rmtree(rest, ignore_errors=True)
     return folder
 
 

@@ -7,7 +7,7 @@ Seeds belong to (step, group, trace): the same traces on any number of devices, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,15 +191,6 @@ class PairPolicy(Policy):
                     shown = pictures[0], _side_by_side(edits, scores)
                 samples.append(self._sample(pair, traces, shown=shown))
             yield [rows[i] for i in part], samples
-
-    def updated(self) -> None:
-        return None
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        assert not state
 
 
 def _side_by_side(edits: Sequence[Image.Image], scores: Sequence[float | None]) -> Image.Image:

@@ -13,11 +13,12 @@ from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.training.distributed import World
+from premeditate.training.errors import TrainingError
 from premeditate.training.loop import Parts
 from premeditate.training.lora import make_trainable, merged
 from premeditate.training.run import Built, OnFigures, Say, run
 from premeditate.training.tokens import export
-from premeditate.training.tokens.base import Base, load_base, resolve
+from premeditate.training.tokens.base import LANGUAGE, Base, load_base, resolve
 from premeditate.training.tokens.model import TokenModel
 from premeditate.training.verifier.pairs import Comparison, digest, load
 from premeditate.training.verifier.policy import PairPolicy
@@ -34,6 +35,9 @@ def train_gcpo(
 
     def build(world: World, tell: Say, stack: ExitStack) -> Built:
         train, held_out = _pairs(recipe, tell)
+        if len(set(world.gather(digest(train)))) > 1:  # a row's number is to mean the same pair everywhere
+            raise TrainingError("the processes do not have the same pairs, for principles were written differently",
+                                "write them with one process first, and keep them: data.folder=FOLDER")  # fmt: skip
         panel = stack.enter_context(Panel([Entry(Stated())]))
         judge = stack.enter_context(Panel([Entry(Ordered())]))
         base = load_base(recipe.model)
@@ -53,7 +57,8 @@ def train_gcpo(
 def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
     """The model with what is trained of it, and what it was where the objective asks for that."""
     reasoner = TransformersReasoner(base.model, base.processor, name=recipe.model.base, prompts=base.prompts)
-    frozen = make_trainable(base.model, recipe.model.lora, seed=recipe.seed, reference=recipe.algorithm.needs_reference)
+    reference = recipe.algorithm.needs_reference
+    frozen = make_trainable(base.model, recipe.model.lora, seed=recipe.seed, reference=reference, within=LANGUAGE)
     if recipe.model.lora is None and not recipe.model.vision:
         base.model.model.visual.requires_grad_(False)
     if recipe.model.gradient_checkpointing:
