@@ -1,12 +1,18 @@
 """The two models that the bench of reasoning reward models begins with: reasoners that can answer several questions.
 
-    python bench/rrm_bases.py OUT [--layers 0 2 4] [--start FOLDER] [--seconds 480] [--seed 0]
+    python bench/rrm_bases.py large
+    python bench/rrm_bases.py small-0 --layers 0 2 4 --lessons single --seconds 900
+    python bench/rrm_bases.py small --start small-0
 
 The layers that are named are those of the shipped reasoner and keep their weights (as DistilBERT begins from every
-other layer of its teacher, arXiv 1910.01108); without --layers all of them are there. All weights then learn to answer
-a list of questions about two pictures, one after the other, from edits and truths of the reasoner's own course: what a
-vision-language model of size can do before it is taught to judge, and this one cannot, for it has learnt to look at
-pictures from right behind them only. Time is this process's CPU time. --start goes on from another folder.
+other layer of its teacher, arXiv 1910.01108); without --layers all of them are there. All weights then learn, from
+edits and truths of the reasoner's own course:
+
+single   to answer one question about two pictures, and to criticise, as the shipped reasoner can
+lists    to answer several questions, one after the other: what a vision-language model of size can do before it is
+         taught to judge, and the tiny one cannot, for it has learnt to look at pictures from right behind them only
+
+Time is this process's CPU time. --start goes on from another folder.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +40,23 @@ from premeditate.microworld.models.reasoner_data import Branch, Item, look_item
 from premeditate.microworld.models.reasoner_fast import Fast
 from premeditate.microworld.tasks import sample_task
 
-BATCH, RATE, WEIGHT = 32, 2e-3, 10.0
-DIMENSIONS = ("follow", "follow", "follow", "follow", "keep", "keep", "quality", "quality")
+WEIGHT = 10.0
+"""Of a verdict in a list, against the 0.3 of the other words, which are copied."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """`batch` pairs of pictures in a step, each with questions of these `dimensions`."""
+
+    batch: int
+    rate: float
+    dimensions: tuple[str, ...]
+
+
+COURSES = {
+    "single": Course(48, 1.5e-3, ("follow", "keep", "quality", "follow")),
+    "lists": Course(32, 2e-3, ("follow", "follow", "follow", "follow", "keep", "keep", "quality", "quality")),
+}
 
 
 def shrunk(model: Any, tokenizer: Any, layers: list[int]) -> Any:
@@ -69,29 +90,31 @@ def surveys(item: Item, instruction: str, rng: random.Random) -> Item:
     return replace(item, branches=tuple(lists))
 
 
-def batches(encoder: Encoder, seed: int) -> Iterator[Batch]:
-    rng, number = random.Random(f"bases/{seed}"), seed * 1_000_000
+def batches(encoder: Encoder, lessons: str, seed: int) -> Iterator[Batch]:
+    rng, number, course = random.Random(f"{lessons}/{seed}"), seed * 1_000_000, COURSES[lessons]
     while True:
         items = []
-        for family in rng.choices(TRAINED, k=8 * BATCH):
+        for family in rng.choices(TRAINED, k=8 * course.batch):
             number += 1
             task = sample_task(number, "train", family=family)
-            items.append(surveys(look_item(task, rng, None, DIMENSIONS, 0.3), task.instruction, rng))
+            item = look_item(task, rng, None, course.dimensions, 0.3)
+            items.append(surveys(item, task.instruction, rng) if lessons == "lists" else item)
         items.sort(key=lambda item: sum(len(b.prompt) + len(b.answer) for b in item.branches))
-        parts = [collate(items[i : i + BATCH], encoder) for i in range(0, len(items), BATCH)]
+        parts = [collate(items[i : i + course.batch], encoder) for i in range(0, len(items), course.batch)]
         rng.shuffle(parts)
         yield from parts
 
 
-def loss_of(fast: Fast, batch: Batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, float]:
+def loss_of(fast: Fast, batch: Batch, lessons: str, verdicts: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The weighted loss, and the share of verdicts that the model would have given."""
     seen = fast.see(batch.pictures)
     states, _ = fast.hidden(batch.ids, seen.reshape(len(batch.ids), -1, seen.shape[-1]), batch.positions, batch.mask)
     wanted = batch.weights > 0
     logits = fast.logits(states[wanted])
-    labels = batch.labels[wanted]
+    labels, weights = batch.labels[wanted], batch.weights[wanted]
     told = torch.isin(labels, verdicts)
-    weights = torch.where(told, WEIGHT, 0.3 * batch.weights[wanted])
+    if lessons == "lists":
+        weights = torch.where(told, WEIGHT, 0.3 * weights)
     words = F.cross_entropy(logits, labels, reduction="none")
     right = logits[told].argmax(-1) == labels[told]
     return (words * weights).sum() / weights.sum(), right.float().mean().item()
@@ -102,6 +125,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, nargs="+")
     parser.add_argument("--start", type=Path, default=Path(presets.resolve("reasoner", "micro").spec))
+    parser.add_argument("--lessons", choices=list(COURSES), default="lists")
     parser.add_argument("--seconds", type=float, default=480.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -110,14 +134,16 @@ def main() -> None:
     made = model.train() if args.layers is None else shrunk(model, tokenizer, args.layers).train()
     encoder = Encoder(tokenizer)
     spoken = torch.tensor(list(encoder.labels.values()))
-    fast, source = Fast(made), batches(encoder, args.seed)
-    optimizer = torch.optim.AdamW(made.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    fast, source = Fast(made), batches(encoder, args.lessons, args.seed)
+    optimizer = torch.optim.AdamW(
+        made.parameters(), lr=COURSES[args.lessons].rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     start, step, mean, rate = time.process_time(), 0, 0.0, 0.0
     while (progress := (time.process_time() - start) / args.seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = RATE * warmup_stable_decay(progress, decay=0.5)
+            group["lr"] = COURSES[args.lessons].rate * warmup_stable_decay(progress, decay=0.5)
         optimizer.zero_grad()
-        loss, right = loss_of(fast, next(source), spoken)
+        loss, right = loss_of(fast, next(source), args.lessons, spoken)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
         optimizer.step()
