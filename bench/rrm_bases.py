@@ -141,7 +141,7 @@ def main() -> None:
     start, step, mean, rate = time.process_time(), 0, 0.0, 0.0
     while (progress := (time.process_time() - start) / args.seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = COURSES[args.lessons].rate * warmup_stable_decay(progress, decay=0.5)
+            group["lr"] = top * warmup_stable_decay(progress, decay=0.5)
         optimizer.zero_grad()
         loss, right = loss_of(fast, next(source), args.lessons, spoken)
         loss.backward()
