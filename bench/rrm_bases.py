@@ -134,10 +134,8 @@ def main() -> None:
     made = model.train() if args.layers is None else shrunk(model, tokenizer, args.layers).train()
     encoder = Encoder(tokenizer)
     spoken = torch.tensor(list(encoder.labels.values()))
-    fast, source = Fast(made), batches(encoder, args.lessons, args.seed)
-    optimizer = torch.optim.AdamW(
-        made.parameters(), lr=COURSES[args.lessons].rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    fast, source, top = Fast(made), batches(encoder, args.lessons, args.seed), COURSES[args.lessons].rate
+    optimizer = torch.optim.AdamW(made.parameters(), lr=top, betas=(0.9, 0.98), weight_decay=0.01)
     start, step, mean, rate = time.process_time(), 0, 0.0, 0.0
     while (progress := (time.process_time() - start) / args.seconds) < 1:
         for group in optimizer.param_groups:
