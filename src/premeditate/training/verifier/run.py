@@ -62,7 +62,7 @@ def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
     if recipe.model.lora is None and not recipe.model.vision:
         base.model.model.visual.requires_grad_(False)
     if recipe.model.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return TokenModel(reasoner, frozen)
 
 
