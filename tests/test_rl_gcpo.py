@@ -39,6 +39,20 @@ def by_hand(own: Scores, other: Scores, wins: bool) -> Scores:
     return [shares[j] - mean if j in shares else 0.0 for j in range(len(own))]
 
 
+@settings(max_examples=200, deadline=None)
+@given(groups())
+def test_a_lost_judgement_is_one_that_wins_against_nobody(pair: tuple[Scores, Scores]) -> None:
+    winners, losers = pair
+    for found, own, other, wins in zip(
+        gcpo(*pair, missing="lost"), pair, (losers, winners), (True, False), strict=True
+    ):
+        there = [y for y in other if not math.isnan(y)]
+        shares = [sum((x > y) if wins else (x < y) for y in there) / max(1, len(there)) for x in own]  # NaN: never
+        mean = sum(shares) / len(shares) if there else 0.0
+        expected = [share - mean if there else 0.0 for share in shares]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
 @settings(max_examples=300, deadline=None)
 @given(groups())
 def test_gcpo_is_what_all_pairs_say(pair: tuple[Scores, Scores]) -> None:

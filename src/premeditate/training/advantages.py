@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Te
     if how.kind == "ucpg":
         values, mask = grouping.ucpg(rewards_GD, min_length=how.min_length)
     elif how.kind == "gcpo":
-        values, mask = _both(*rewards_GD.sum(1).chunk(2))
+        values, mask = _both(*rewards_GD.sum(1).chunk(2), how.missing)
     elif how.kind == "grpo":
         values, mask = grouping.grpo(rewards_GD)
     else:
@@ -25,10 +26,11 @@ def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Te
     return (values.clamp(-how.clip, how.clip) if how.clip else values), mask
 
 
-def _both(winners: Tensor, losers: Tensor) -> tuple[Tensor, Tensor]:
+def _both(winners: Tensor, losers: Tensor, missing: Literal["left out", "lost"]) -> tuple[Tensor, Tensor]:
     """As the other groupings, where all advantages are 0 the group teaches nothing and is masked."""
-    scores, values = torch.cat([winners, losers]), torch.cat(grouping.gcpo(winners, losers))
-    return values, ~scores.isnan() & bool(values.any())
+    values = torch.cat(grouping.gcpo(winners, losers, missing=missing))
+    counted = ~torch.cat([winners, losers]).isnan() | (missing == "lost")
+    return values, counted & bool(values.any())
 
 
 def ordered(rewards_GD: Tensor) -> Tensor:

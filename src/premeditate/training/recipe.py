@@ -81,6 +81,8 @@ class Grouping(Part):
     min_length: Annotated[int, Field(ge=2)] = 2
     clip: Positive | None = 5.0
     """Advantages are cut to [-clip, clip]."""
+    missing: Literal["left out", "lost"] = "left out"
+    """gcpo: what a trace is that cannot be read. "lost": it wins against nobody, and is trained on as such."""
 
 
 class Window(Part):
@@ -274,6 +276,8 @@ class Recipe(Run):
             )
         if self.grouping.kind == "gcpo":
             yield "gcpo compares judgements of two edits, and trains verifiers", "give grouping.kind=grpo"
+        if self.grouping.missing == "lost":
+            yield "an edit without a reward is never a bad edit", 'give grouping.missing="left out"'
         if self.grouping.min_length > self.batch.group_size:
             yield "a chain cannot be longer than its group", f"give grouping.min_length={self.batch.group_size}"
         if max(self.optimizer.betas) >= 1:

@@ -14,19 +14,22 @@ a smaller pair, and a judgement that was not read costs the others nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 
-def gcpo(winner_scores: Any, loser_scores: Any) -> tuple[Tensor, Tensor]:
+def gcpo(
+    winner_scores: Any, loser_scores: Any, *, missing: Literal["left out", "lost"] = "left out"
+) -> tuple[Tensor, Tensor]:
     """(winner_advantages [N], loser_advantages [N]), each in (-1, 1), from one pair's scores [N] and [N], NaN where one
     is missing; anything that torch reads as tensors.
 
     The advantage of a missing score is 0, and all are 0 where one group has no scores at all. Each group's sum is 0 up
-    to rounding. float64 stays, all else gives float32. Raises ValueError for infinite scores, other shapes and groups
-    of different sizes.
+    to rounding. With `missing` "lost", a missing score has r = 0 and counts in its own group's mean, so that saying
+    nothing that can be read is the worst of answers; nobody wins against it still. float64 stays, all else gives
+    float32. Raises ValueError for infinite scores, other shapes and groups of different sizes.
     """
     groups = [torch.as_tensor(scores).detach() for scores in (winner_scores, loser_scores)]
     for scores, name in zip(groups, ("winner_scores", "loser_scores"), strict=True):
@@ -41,9 +44,11 @@ def gcpo(winner_scores: Any, loser_scores: Any) -> tuple[Tensor, Tensor]:
             "missing one"
         )
     beats = winners[:, None] > losers[None, :]  # False where either is NaN
+    there = ~winners.isnan(), ~losers.isnan()
+    counted = [torch.ones_like(part) for part in there] if missing == "lost" else there
     found = (
-        _centred(beats.sum(1), ~winners.isnan(), int((~losers.isnan()).sum())),
-        _centred(beats.sum(0), ~losers.isnan(), int((~winners.isnan()).sum())),
+        _centred(beats.sum(1), counted[0], int(there[1].sum())),
+        _centred(beats.sum(0), counted[1], int(there[0].sum())),
     )
     dtype = torch.promote_types(*(g.dtype if g.dtype == torch.float64 else torch.float32 for g in groups))
     return found[0].to(groups[0].device, dtype), found[1].to(groups[1].device, dtype)
