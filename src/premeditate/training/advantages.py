@@ -18,7 +18,8 @@ def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Te
     if how.kind == "ucpg":
         values, mask = grouping.ucpg(rewards_GD, min_length=how.min_length)
     elif how.kind == "gcpo":
-        values, mask = _both(*rewards_GD.sum(1).chunk(2), how.missing)
+        winners, losers = rewards_GD.sum(1).chunk(2)
+        values, mask = _both(winners, losers, how.missing)
     elif how.kind == "grpo":
         values, mask = grouping.grpo(rewards_GD)
     else:
