@@ -121,7 +121,7 @@ def test_text_depends_on_the_request_alone(reasoner: TransformersReasoner) -> No
 def test_greedy_text_is_what_generate_gives(reasoner: TransformersReasoner) -> None:
     request = ChatRequest((A,), "plan : short", max_tokens=12)
     encoded = reasoner.encode([request])
-    ids = reasoner.model.generate(**encoded, max_new_tokens=12, do_sample=False, suppress_tokens=reasoner._banned)
+    ids = reasoner.model.generate(**encoded, max_new_tokens=12, do_sample=False, suppress_tokens=reasoner.banned)
     text = reasoner.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
     assert run(reasoner, request)[0].text == text.strip()
 
@@ -152,14 +152,14 @@ def test_vision_tokens_are_never_said(reasoner: TransformersReasoner) -> None:
     head = reasoner.model.get_output_embeddings()
     weight = head.weight.detach().clone()
     with torch.no_grad():
-        head.weight[reasoner._banned] = weight.abs().max() * 40 * torch.sign(weight[reasoner._banned])
+        head.weight[reasoner.banned] = weight.abs().max() * 40 * torch.sign(weight[reasoner.banned])
     try:
         many = [ChatRequest((A,), "plan", max_tokens=8, temperature=2.0, seed=i) for i in range(8)]
         assert all(c.error is None for c in run(reasoner, *many))
     finally:
         with torch.no_grad():
             head.weight.copy_(weight)
-    assert len(reasoner._banned) == 4
+    assert len(reasoner.banned) == 4
 
 
 def test_control_tokens_in_a_text_are_plain_text(reasoner: TransformersReasoner) -> None:

@@ -185,6 +185,8 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "premeditate.cli", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
         stderr=subprocess.PIPE, text=True,
+        # A shell that starts the tests in the background has them ignore interrupts, and their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 60
     while not (tmp_path / "out" / "datasheet.md").exists() and time.monotonic() < until:
