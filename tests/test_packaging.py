@@ -121,7 +121,7 @@ def test_no_model_library_is_loaded_before_a_model_is(module: str) -> None:
 
 # Each room may import the rooms below it (and itself).
 FLOORS = [
-    {"errors", "stats", "machine", "rl"},
+    {"errors", "stats", "machine", "rl", "attribute"},
     {"files", "config"},
     {"trace", "images"},
     {"eventlog"},

@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, cast
 
 from PIL import Image
 
 from premeditate import images
+from premeditate.attribute import is_attribute, load_attribute
 from premeditate.engine.budget import Budget
 from premeditate.engine.memory import MemoryStore, Store
 from premeditate.engine.pool import Policy
@@ -48,7 +47,6 @@ Value = TypeVar("Value")
 
 VERIFIERS = {"exact": "premeditate.microworld.verifier:ExactVerifier"}
 """Verifier names beside "reasoner" (the checklist verifier) and "none"."""
-_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -239,15 +237,14 @@ def load_verifier(spec: str, reasoner: Reasoner, policy: Policy | None = None) -
     if spec == "reasoner":
         return ChecklistVerifier(reasoner)
     where = VERIFIERS.get(spec, spec)
-    if not _ATTRIBUTE.fullmatch(where):
+    if not is_attribute(where):
         try:
             return ChecklistVerifier(pooled(presets.load_reasoner(spec), policy))
         except ModelError as error:
             names = f"reasoner, {', '.join(VERIFIERS)}, none, module:attribute or the SPEC of a reasoner"
             raise ModelError(f"there is no verifier {spec!r} ({error.problem})", f"use {names}") from error
-    module, _, attribute = where.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        found = load_attribute(where)
         made = found() if (callable(found) and not isinstance(found, Verifier)) or isinstance(found, type) else found
     except (ImportError, AttributeError, TypeError) as error:
         raise ModelError(f"the verifier {spec!r} cannot be loaded ({error})", "check module:attribute") from error

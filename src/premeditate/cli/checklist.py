@@ -6,12 +6,12 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from premeditate.attribute import load_attribute
 from premeditate.cli.guard import guarded
 from premeditate.cli.options import AsJson, Spec, Timeout
 from premeditate.errors import ExitCode, ModelError, PremeditateError
@@ -135,8 +135,7 @@ class _Domain:
     """What a preset says of the pictures that its models know."""
 
     def __init__(self, where: str) -> None:
-        module, _, attribute = where.partition(":")
-        self.check = getattr(import_module(module), attribute)
+        self.check = load_attribute(where)
 
 
 def check_picture(spec: str | None, model: Any, picture: Any) -> None:

@@ -173,10 +173,10 @@ def _dry_run(settings: Settings, source: Source, missing: list[int], json_output
 
 def _source(tasks: str, count: int | None, seed: int) -> Source:
     """Raises ValueError for tasks that are none."""
-    from premeditate.synthesis.parts import is_attribute
+    from premeditate.attribute import is_attribute
     from premeditate.synthesis.source import Source
 
-    if is_attribute(tasks):
+    if is_attribute(tasks, or_file=True):
         from premeditate.training.data import load_rows
 
         return Source.of(load_rows(tasks, count, seed))

@@ -22,7 +22,6 @@ pipelines and holds those to the working size that would scale every input to a 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from typing import Any
 from PIL import Image
 
 import premeditate
+from premeditate.attribute import load_attribute
 from premeditate.editors.base import EditRequest, EditResult
 from premeditate.editors.fit import Fit
 from premeditate.editors.pipelines import (
@@ -286,9 +286,8 @@ def _is_ours(folder: Path, name: str) -> bool:
 
 def _find(name: str) -> Callable[[Image.Image], object]:
     """The function "module:name"."""
-    module, _, function = name.partition(":")
     try:
-        check = getattr(importlib.import_module(module), function)
+        check: Callable[[Image.Image], object] = load_attribute(name)
     except (ImportError, AttributeError, ValueError):
         raise ModelError(f"there is no check {name!r}", 'give a function, or its "module:name"') from None
     return check

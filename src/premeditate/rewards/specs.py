@@ -13,12 +13,11 @@ http://host:port       the rewards of a server (`premeditate rewards serve`); op
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from premeditate.address import is_address
+from premeditate.attribute import is_attribute, load_attribute
 from premeditate.errors import ModelError, one_line
 from premeditate.local import nearest
 from premeditate.reasoners.base import Reasoner
@@ -34,7 +33,6 @@ REWARDS = {
 }
 JUDGE = "reasoner:"
 LoadReasoner = Callable[[str], Reasoner]
-_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def load_reward(use: str, load_reasoner: LoadReasoner | None = None) -> Reward:
@@ -50,13 +48,12 @@ def load_reward(use: str, load_reasoner: LoadReasoner | None = None) -> Reward:
     if is_judge(use):
         return load_judge(use, load_reasoner)
     where = REWARDS.get(use, use)
-    if not _ATTRIBUTE.fullmatch(where):
+    if not is_attribute(where):
         close = nearest(use, [*REWARDS, *(f"{name}:SPEC" for name in NAMES)])
         mend = f"use {close}, reasoner:SPEC or module:attribute, or the address of a reward server"
         raise ModelError(f"there is no reward {use!r}", mend)
-    module, _, attribute = where.partition(":")
     try:
-        return as_reward(getattr(import_module(module), attribute), use)
+        return as_reward(load_attribute(where), use)
     except ModelError:
         raise
     except Exception as error:

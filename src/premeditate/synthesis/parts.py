@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from premeditate import presets
 from premeditate.address import shown
+from premeditate.attribute import is_attribute, load_attribute
 from premeditate.editors.base import Editor
 from premeditate.editors.callable import CallableEditor
 from premeditate.engine.pool import Policy
@@ -26,13 +24,6 @@ from premeditate.rewards.specs import load_reward
 from premeditate.rewards.verified import VerifiedReward
 from premeditate.synthesis.forms import FORMS, Judge
 from premeditate.synthesis.settings import JudgeSpec
-
-_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def is_attribute(spec: str) -> bool:
-    """Whether `spec` is "module:attribute" rather than a file or folder."""
-    return _ATTRIBUTE.fullmatch(spec) is not None and not Path(spec).exists()
 
 
 @dataclass(frozen=True)
@@ -99,28 +90,18 @@ def load(
 
 def load_editor(spec: str, policy: Policy | None = None) -> Editor:
     """A preset, folder, hub id or address, or "module:attribute": an editor, or a function of (image, prompt, seed)."""
-    if not is_attribute(spec):
+    if not is_attribute(spec, or_file=True):
         return pooled(presets.load_editor(spec), policy)
-    found = _attribute(spec, "editor")
-    if not isinstance(found, type) and isinstance(found, Editor):
-        return found
-    if callable(found) and not isinstance(found, type):
-        return CallableEditor(found, name=spec)
-    raise ModelError(
-        f"{spec} is no editor", "it needs name and async edit(requests), or is a function of image, prompt"
-    )
+    needs = "it needs name and async edit(requests), or is a function of image, prompt"
+    return _own(spec, "editor", Editor, CallableEditor, needs)
 
 
 def load_reasoner(spec: str, policy: Policy | None = None) -> Reasoner:
     """As `load_editor`; a function of a `ChatRequest`."""
-    if not is_attribute(spec):
+    if not is_attribute(spec, or_file=True):
         return pooled(presets.load_reasoner(spec), policy)
-    found = _attribute(spec, "reasoner")
-    if not isinstance(found, type) and isinstance(found, Reasoner):
-        return found
-    if callable(found) and not isinstance(found, type):
-        return CallableReasoner(found, name=spec)
-    raise ModelError(f"{spec} is no reasoner", "it needs name, prompts and async chat(requests), or is a function")
+    needs = "it needs name, prompts and async chat(requests), or is a function"
+    return _own(spec, "reasoner", Reasoner, CallableReasoner, needs)
 
 
 def load_verifier(spec: str, open_reasoner: Any) -> Verifier:
@@ -134,10 +115,13 @@ def load_verifier(spec: str, open_reasoner: Any) -> Verifier:
     return ChecklistVerifier(found.reasoner, explain=True) if isinstance(found, ChecklistVerifier) else found
 
 
-def _attribute(spec: str, what: str) -> Any:
-    module, _, name = spec.partition(":")
+def _own(spec: str, what: str, protocol: type, wrap: Callable[..., Any], needs: str) -> Any:
+    """What the "module:attribute" `spec` names: of the `protocol`, or a function that `wrap` makes one of."""
     try:
-        return getattr(import_module(module), name)
+        found = load_attribute(spec)
     except (ImportError, AttributeError) as error:
         mend = "check module:attribute, and that Python finds the module (PYTHONPATH)"
         raise ModelError(f"the {what} {spec} cannot be loaded ({one_line(error)})", mend) from error
+    if isinstance(found, type) or not (isinstance(found, protocol) or callable(found)):
+        raise ModelError(f"{spec} is no {what}", needs)
+    return found if isinstance(found, protocol) else wrap(found, name=spec)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Iterable
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from premeditate.attribute import is_attribute, load_attribute
 from premeditate.datasets import tasks
 from premeditate.datasets.tasks import BadRow, TaskRow
 from premeditate.errors import PremeditateError, check_instruction
 
-_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SHOWN = 5
 
 
@@ -36,7 +34,7 @@ def load_rows(spec: str, count: int | None, seed: int) -> list[TaskRow]:
     """
     if count is not None and count < 1:
         raise DataError(f"{count} rows of {spec} are asked for", "ask for at least 1, or null for all of a folder")
-    if names_function(spec):
+    if is_attribute(spec, or_file=True):
         found = called(spec, count, seed, (TaskRow, BadRow))
     else:
         found = list(islice(tasks.rows(Path(spec)), count))
@@ -60,19 +58,13 @@ def load_rows(spec: str, count: int | None, seed: int) -> list[TaskRow]:
     return good
 
 
-def names_function(spec: str) -> bool:
-    """Whether `spec` is "module:function", and no file."""
-    return _ATTRIBUTE.fullmatch(spec) is not None and not Path(spec).exists()
-
-
 def called(spec: str, count: int | None, seed: int, kinds: tuple[type, ...]) -> list[Any]:
     """What the function that `spec` names returns for (count, seed): at most `count` rows, each of one of `kinds`.
     Raises `DataError`."""
     if count is None:
         raise DataError(f"{spec} is a function and is not told how many rows to make", "give a count of rows")
-    module, _, name = spec.partition(":")
     try:
-        made = getattr(import_module(module), name)(count, seed)
+        made = load_attribute(spec)(count, seed)
     except (ImportError, AttributeError) as error:
         raise DataError(
             f"the rows of {spec} cannot be loaded ({error})",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
+from premeditate.attribute import load_attribute
 from premeditate.training.recipe import Recipe
 from premeditate.training.sft.recipe import SftRecipe
 from premeditate.training.verifier.recipe import VerifierRecipe
@@ -23,6 +23,5 @@ _TRAINERS = {
 def trainer(recipe: AnyRecipe) -> Callable[..., dict[str, Any]]:
     """What runs `recipe`: (recipe, *, resume, say, on_figures) -> {"out", "export", "steps", "before", "after", ...}.
     Its libraries are imported here and not before."""
-    module, _, name = _TRAINERS[recipe.kind].partition(":")
-    found: Callable[..., dict[str, Any]] = getattr(import_module(module), name)
+    found: Callable[..., dict[str, Any]] = load_attribute(_TRAINERS[recipe.kind])
     return found

@@ -7,11 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from premeditate.attribute import load_attribute
 from premeditate.benchmarks.reward_models.calibration import Reliability, reliability
 from premeditate.benchmarks.reward_models.pairwise import (
     TIES,
@@ -42,10 +42,10 @@ def load_pairs(
     """At most `n` pairs of `data`: a name in `PAIRS`, "module:function", or a file (`premeditate.datasets.preferences`,
     where `seed` decides which pairs are turned round). Raises `PairsError`."""
     where = PAIRS.get(data, data)
-    module, colon, name = where.partition(":")
+    module, colon, _ = where.partition(":")
     if colon and not Path(data).exists() and module.replace(".", "").replace("_", "").isalnum():
         try:
-            make = getattr(import_module(module), name)
+            make = load_attribute(where)
         except (ImportError, AttributeError) as error:
             raise PairsError(f"the pairs {data} cannot be loaded ({error})", "check module:function") from error
         return iter(make(1000 if n is None else n, seed))

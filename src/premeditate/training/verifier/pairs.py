@@ -14,11 +14,12 @@ from pathlib import Path
 from PIL import Image
 from pydantic import ValidationError
 
+from premeditate.attribute import is_attribute
 from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed, same
 from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
 from premeditate.trace import Checklist, ChecklistItem
-from premeditate.training.data import DataError, called, names_function
+from premeditate.training.data import DataError, called
 from premeditate.training.verifier.recipe import Data
 
 _PORTION = 64
@@ -98,7 +99,7 @@ def digest(comparisons: Sequence[Comparison]) -> str:
 
 
 def _rows(spec: str, count: int | None, data: Data) -> Iterable[Pair | PairPaths | BadPair]:
-    if names_function(spec):
+    if is_attribute(spec, or_file=True):
         return called(spec, count, data.seed, (Pair, PairPaths, BadPair))
     return listed(Path(spec), root=None if data.root is None else Path(data.root), format=data.format)
 
