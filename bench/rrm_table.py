@@ -39,13 +39,13 @@ from premeditate.prompts.verify import check_mode
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.rewards.judges.rrm import RRM
 from premeditate.rewards.judges.viescore import VIEScore
+from premeditate.stats import student
 
 STAGES = ("think", "verify", "both", "gcpo")
 NAME = re.compile(rf"(?P<size>[\w.]+)-(?P<stage>{'|'.join(STAGES)})-s(?P<seed>\d+)")
 COMPARED = (("both", "think"), ("both", "verify"), ("gcpo", "both"))
 UNTRAINED = ("interval", *STAGES[:3])
 SEED, DRAWS = 7, 2_000
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def measure(spec: str, mode: str, pairs: Sequence[Any], k: int) -> dict[str, Any]:
@@ -77,14 +77,6 @@ def correct(found: dict[str, Any]) -> Any:
     return np.array(out)
 
 
-def mean_of(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and half of Student's interval."""
-    mean = float(np.mean(values))
-    if len(values) not in STUDENT:
-        return mean, None
-    return mean, STUDENT[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
 def difference(one: Sequence[Any], other: Sequence[Any]) -> dict[str, Any]:
     """Of two stages' `correct`, seed by seed: the mean gain over pairs that both have, and its interval."""
     gains = np.array([a - b for a, b in zip(one, other, strict=True)])
@@ -107,11 +99,11 @@ def lines(groups: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> list[str]
         pooled = {key: [x for run in runs for x in run[key]] for key in ("scores", "preference")}
         acc, half = right(pooled), right(pooled, "half")
         values = [found for run in runs if (found := right(run, "half").value) is not None]
-        mean, width = mean_of(values) if values else (math.nan, None)
+        mean, *bounds = student(values) if len(values) > 1 else values[:1] or [math.nan]
         verdicts = [
             run["verdicts"]["agree"]["value"] for run in runs if run["verdicts"] and run["verdicts"]["agree"]["n"]
         ]
-        interval = "" if width is None else f" [{percent(mean - width)}, {percent(mean + width)}]"
+        interval = f" [{', '.join(map(percent, bounds))}]" if bounds else ""
         low, high = acc.interval or (None, None)
         out.append("| " + " | ".join([
             size, f"{runs[0]['weights']:,}", stage, f"{percent(acc.value)} [{percent(low)}, {percent(high)}]",

@@ -10,10 +10,10 @@ from typing import Any
 
 from premeditate.errors import PremeditateError
 from premeditate.files import write_atomic
+from premeditate.stats import student
 
 Rows = Sequence[Mapping[str, Any]]
 """A run's rows, as `premeditate.training.journal.read` gives them."""
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t at 97.5 %, 1-10 freedoms
 
 
 class NothingToDraw(PremeditateError):
@@ -105,11 +105,5 @@ def curve(rows: Rows, figure: str) -> list[tuple[int, float, float, float]]:
 def mean(seeds: Sequence[Sequence[tuple[int, float, float, float]]]) -> list[tuple[int, float, float, float]]:
     """The mean over at least 2 seeds at the steps that all of them have, with Student's 95 % interval."""
     at = [{point[0]: point[1] for point in seed} for seed in seeds]
-    found = []
-    for step in sorted(set.intersection(*(set(values) for values in at))):
-        values, n = [v[step] for v in at], len(at)
-        centre = sum(values) / n
-        spread = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1))
-        half = (T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.4 / (n - 1)) * spread / math.sqrt(n)
-        found.append((step, centre, centre - half, centre + half))
-    return found
+    steps = sorted(set.intersection(*(set(values) for values in at)))
+    return [(step, *student([values[step] for values in at])) for step in steps]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from premeditate.datasets.preferences import SWAPPED, Preference
-from premeditate.stats import Z95, Rate
+from premeditate.stats import Rate, in_percent, wilson
 
 Ties = Literal["wrong", "half", "drop", "label"]
 TIES: tuple[Ties, ...] = ("wrong", "half", "drop", "label")
@@ -61,18 +61,7 @@ class Accuracy:
                 "missing": self.missing, "ties": self.ties, "coverage": self.coverage.value}  # fmt: skip
 
     def __str__(self) -> str:
-        if self.value is None or self.interval is None:
-            return "-"
-        low, high = self.interval
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of right / n, where `right` may hold halves."""
-    p, zz = right / n, z * z
-    centre = (p + zz / (2 * n)) / (1 + zz / n)
-    half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return (0.0 if right == 0 else max(0.0, centre - half)), (1.0 if right == n else min(1.0, centre + half))
+        return in_percent(self.value, self.interval)
 
 
 def label(first: float | None, second: float | None, eps: float = 0.0) -> Preference | None:
