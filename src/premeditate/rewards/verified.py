@@ -7,8 +7,9 @@ judged, and is not asked for it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from premeditate.errors import one_line
 from premeditate.reasoners.base import Reasoner
@@ -71,13 +72,7 @@ class VerifiedReward:
 
     def _given(self, task: Task) -> Checklist | None:
         """The checklist that the task brings along, where the verifier wants one."""
-        items = task.meta.get("checklist")
-        if items is None or not self.verifier.wants_checklist(task):
-            return None
-        try:
-            return Checklist(items=tuple(ChecklistItem.model_validate(item) for item in items), author="the task")
-        except (ValueError, TypeError) as error:
-            return Checklist(status="unparsable", raw=f"meta.checklist: {one_line(error)}", author="the task")
+        return given(task.meta) if self.verifier.wants_checklist(task) else None
 
     def _without(self, sample: Sample) -> Verdict | None:
         """The verdict on a sample whose checklist is missing or no good, None where it can be judged."""
@@ -91,3 +86,14 @@ class VerifiedReward:
             return None
         why = f"the checklist is {checklist.status} ({' '.join(checklist.raw.split())[:200]})"
         return Verdict(status=checklist.status, verifier=self.name, reason=why)
+
+
+def given(meta: Mapping[str, Any]) -> Checklist | None:
+    """The checklist that a task brings along in its `meta`; "unparsable" where it is none, None where there is none."""
+    items = meta.get("checklist")
+    if items is None:
+        return None
+    try:
+        return Checklist(items=tuple(ChecklistItem.model_validate(item) for item in items), author="the task")
+    except (ValueError, TypeError) as error:
+        return Checklist(status="unparsable", raw=f"meta.checklist: {one_line(error)}", author="the task")

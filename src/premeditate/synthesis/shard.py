@@ -20,6 +20,7 @@ from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklists.builder import Subject
 from premeditate.rewards.judges.interval import fitted
+from premeditate.rewards.verified import given
 from premeditate.synthesis.errors import DeadPart
 from premeditate.synthesis.forms import PROBLEM, Asked, Judge
 from premeditate.synthesis.parts import Parts
@@ -144,7 +145,7 @@ class Maker:
             except ValueError as error:
                 counts.lose("unreadable task", one_line(error, ValueError))
                 continue
-            found.append((row, given(row)))
+            found.append((row, given(row.meta)))
         lacking = [i for i, (_, checklist) in enumerate(found) if checklist is None]
         if lacking and self.parts.builder is not None:
             self.say("principles", len(lacking))
@@ -320,16 +321,6 @@ def _tasks(edits: Sequence[_Edit]) -> int:
 def slot(candidate: Candidate) -> str:
     """Names what a candidate came from."""
     return f"{candidate.judge} @ {candidate.temperature:g}"
-
-
-def given(row: TaskRow) -> Checklist | None:
-    """The principles that the task brings along, None for none."""
-    if (items := row.meta.get("checklist")) is None:
-        return None
-    try:
-        return Checklist(items=tuple(ChecklistItem.model_validate(item) for item in items))
-    except (ValueError, TypeError) as error:
-        return Checklist(status="unparsable", raw=f"meta.checklist: {one_line(error)}")
 
 
 def _no_gold(edit: _Edit, verdict: Verdict) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
-from pydantic import ValidationError
 
 from premeditate.attribute import is_attribute
 from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed, same
 from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
+from premeditate.rewards.verified import given
 from premeditate.trace import Checklist, ChecklistItem
 from premeditate.training.data import DataError, called
 from premeditate.training.verifier.recipe import Data
@@ -66,11 +66,11 @@ def load(spec: str, count: int | None, data: Data, builder: ChecklistBuilder | N
         elif pair.preference == "tie":
             left_out["a tie"] += 1
         else:
-            given = _given(pair)
-            if not given and builder is None:
+            principles = _given(pair)
+            if not principles and builder is None:
                 left_out[_NO_PRINCIPLES] += 1
             else:
-                usable.append(Comparison(pair, given))
+                usable.append(Comparison(pair, principles))
     found = usable if builder is None else _with_principles(usable, builder, left_out, say)
     if left_out:
         total, most = sum(left_out.values()), left_out.most_common(_SHOWN)
@@ -119,11 +119,11 @@ def _checked(row: Pair | PairPaths) -> Pair | PairPaths | BadPair:
 
 def _given(row: Pair | PairPaths) -> tuple[ChecklistItem, ...]:
     """The principles that a pair brings along, () for none. Raises `DataError` for some that are none."""
-    try:
-        return tuple(ChecklistItem.model_validate(item) for item in row.meta.get("checklist") or ())
-    except (ValidationError, TypeError) as error:
-        why = f"{row.id}: meta.checklist is none ({one_line(error)})"
-        raise DataError(why, "give a list of {question, dimension}") from None
+    checklist = given(row.meta)
+    if checklist is not None and checklist.status != "scored":
+        why = checklist.raw.partition(": ")[2]
+        raise DataError(f"{row.id}: meta.checklist is none ({why})", "give a list of {question, dimension}")
+    return () if checklist is None else checklist.items
 
 
 def _with_principles(
