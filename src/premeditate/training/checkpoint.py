@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,37 @@ class Saved:
     state: dict[str, Any]
 
 
-_FREE = re.compile("|".join(re.escape(name).replace(r"\*", r"\d+") for name in FREE))
-
-
 def identity(recipe: Run) -> dict[str, Any]:
     """The fields of `recipe` that shape the weights, as plain nested values."""
-    values = _shaping(recipe.model_dump(mode="json"), "")
+    values = shaping(recipe.model_dump(mode="json"), FREE)
     assert isinstance(values, dict)
     return values
 
 
-def _shaping(value: Any, path: str) -> Any:
-    if isinstance(value, dict):
-        inside = {f"{path}.{key}".lstrip("."): (key, part) for key, part in value.items()}
-        return {key: _shaping(part, here) for here, (key, part) in inside.items() if not _FREE.fullmatch(here)}
-    return [_shaping(part, f"{path}.{i}") for i, part in enumerate(value)] if isinstance(value, list) else value
+def shaping(values: Any, free: Iterable[str], path: str = "") -> Any:
+    """The nested plain `values` without those at the paths `free`; "*" in one stands for a place in a list."""
+    if isinstance(values, dict):
+        pattern = "|".join(re.escape(name).replace(r"\*", r"\d+") for name in free)
+        inside = {f"{path}.{key}".lstrip("."): (key, part) for key, part in values.items()}
+        return {k: shaping(part, free, here) for here, (k, part) in inside.items() if not re.fullmatch(pattern, here)}
+    return [shaping(part, free, f"{path}.{i}") for i, part in enumerate(values)] if isinstance(values, list) else values
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """ "PATH was A, is B" for the smallest parts of two nested plain values that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{path}.{i}")
+    elif before != now:
+        yield f"{path} was {json.dumps(before)}, is {json.dumps(now)}"
+
+
+def listed(different: Sequence[str]) -> str:
+    """What differs, as an error lists it."""
+    return "; ".join([*different[:SHOWN], *([f"and {len(different) - SHOWN} more"] if len(different) > SHOWN else [])])
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -274,27 +290,14 @@ def load(path: Path, recipe: Run, *, check: bool = True) -> Saved:
         before = identity(type(recipe).model_validate(record["recipe"]))
     except ValidationError:  # of a version whose recipes had other fields
         before = record["recipe"]
-    if different := list(_differences(before, identity(recipe), "")):
-        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    if different := list(differences(before, identity(recipe))):
         raise TrainingError(
-            f"{path} belongs to another recipe: {'; '.join(different[:SHOWN])}{more}",
+            f"{path} belongs to another recipe: {listed(different)}",
             "resume with the recipe of that run (recipe.yaml beside its log), or give another folder (out=...)",
         )
     rest = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
     state = _with_tensors(record["state"], rest["state"])
     return Saved(path, record["step"], load_file(path / MODEL), rest["optimizer"], state)
-
-
-def _differences(before: Any, now: Any, path: str) -> Iterator[str]:
-    """ "PATH was A, is B" for the smallest parts that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for i, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{path}.{i}")
-    elif before != now:
-        yield f"{path} was {json.dumps(before)}, is {json.dumps(now)}"
 
 
 def clean(out: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from premeditate.files import write_atomic
 from premeditate.local import SIDECAR
+from premeditate.training.checkpoint import differences, listed, shaping
 from premeditate.training.errors import TrainingError
 
 CHECKPOINTS = "checkpoints"
@@ -23,7 +24,6 @@ FREE = (
     "model.gradient_checkpointing", "batch.forward",
 )  # fmt: skip
 """What a recipe may change while its run goes on. Of the data, the content counts."""
-SHOWN = 8  # differences that an error lists
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -70,28 +70,16 @@ def check_same(path: Path, state: Mapping[str, Any]) -> int:
     base than `state` = {"recipe", "data", "base"}; the error names what differs."""
     saved = _mark(path)
     assert saved is not None
-    different = list(_differences(saved.get("recipe"), state["recipe"], ""))
+    different = list(differences(*(shaping(row.get("recipe"), FREE) for row in (saved, state))))
     different += [f"it learnt from {what}" for key, what in (("data", "other judged edits"), ("base", "another base"))
                   if saved.get(key) != state[key]]  # fmt: skip
     if different:
-        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise TrainingError(
-            f"{path} belongs to another run: {'; '.join(different[:SHOWN])}{more}",
+            f"{path} belongs to another run: {listed(different)}",
             "resume with the recipe and the data of that run (recipe.yaml beside its log), or give another folder "
             "(out=...)",
         )
     return int(saved["step"])
-
-
-def _differences(before: Any, now: Any, path: str) -> Iterator[str]:
-    """ "PATH was A, is B" for the smallest parts that differ."""
-    if path in FREE:
-        return
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-    elif before != now:
-        yield f"{path} was {json.dumps(before)}, is {json.dumps(now)}"
 
 
 def _all(folder: Path) -> Iterator[tuple[int, Path]]:
