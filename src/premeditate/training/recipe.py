@@ -7,7 +7,7 @@ times are seconds, shares are in 0-1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -164,12 +164,27 @@ class Batch(Part):
     updates: Count = 1
 
 
-class Optimizer(Part):
-    lr: Positive = 3e-4
+class AdamW(Part):
+    """The optimiser. `warmup`: steps until the rate is `lr`."""
+
+    lr: Positive
     betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Positive = 1.0
     warmup: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _forgets(self) -> Self:
+        if max(self.betas) >= 1:
+            raise ValueError("an optimiser that forgets nothing learns nothing; give optimizer.betas=[0.9,0.999]")
+        return self
+
+
+class Optimizer(AdamW):
+    """`ema`: how much of the moving average of the weights, which is what is exported, stays at each step."""
+
+    lr: Positive = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     ema: Share | None = None
 
 
@@ -280,8 +295,6 @@ class Recipe(Run):
             yield "an edit without a reward is never a bad edit", 'give grouping.missing="left out"'
         if self.grouping.min_length > self.batch.group_size:
             yield "a chain cannot be longer than its group", f"give grouping.min_length={self.batch.group_size}"
-        if max(self.optimizer.betas) >= 1:
-            yield "an optimiser that forgets nothing learns nothing", "give optimizer.betas=[0.9,0.999]"
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from premeditate.config import ConfigError
 from premeditate.prompts.verify import Mode
-from premeditate.training.recipe import Checkpoint, Count, Every, Part, Positive, Recorded, Share
+from premeditate.training.recipe import AdamW, Checkpoint, Count, Every, Part, Positive, Recorded, Share
 from premeditate.training.tokens.recipe import Model
 
 
@@ -30,15 +30,11 @@ class Batch(Part):
     forward: Count = 4
 
 
-class Optimizer(Part):
-    """AdamW. `warmup`: steps until the rate is `lr`; after it, it falls to 0 by the `schedule` or stays."""
+class Optimizer(AdamW):
+    """After the warmup the rate falls to 0 by the `schedule`, or stays."""
 
     lr: Positive = 1e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Positive = 1.0
 
 
 class SftRecipe(Recorded):
@@ -72,8 +68,6 @@ class SftRecipe(Recorded):
             raise ValueError(f"{both} given; give one of them, as in epochs=1")
         if self.gold_verdicts and self.mode == "think":
             raise ValueError("mode think has no verdicts; give gold_verdicts=false, or mode=both")
-        if max(self.optimizer.betas) >= 1:
-            raise ValueError("an optimiser that forgets nothing learns nothing; give optimizer.betas=[0.9,0.999]")
         return self
 
 

@@ -86,10 +86,6 @@ class VerifierRecipe(Run):
     batch: Batch = Batch()
     optimizer: Optimizer = Optimizer()
 
-    @property
-    def mode(self) -> Mode:
-        return self.judging.mode
-
     @model_validator(mode="after")
     def _fits(self) -> VerifierRecipe:
         if self.batch.group_size % 2:
@@ -99,9 +95,4 @@ class VerifierRecipe(Run):
             raise ValueError(f"{self.grouping.kind} knows no pairs; give grouping.kind=gcpo")
         if self.sharding.kind != "none":
             raise ValueError("a judge that writes cannot be sharded yet; give sharding.kind=none, and LoRA")
-        if max(self.optimizer.betas) >= 1:
-            raise ValueError("an optimiser that forgets nothing learns nothing; give optimizer.betas=[0.9,0.999]")
         return self
-
-
-__all__ = ["Algorithm", "Data", "Judging", "Model", "VerifierRecipe"]
