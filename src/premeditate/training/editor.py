@@ -21,7 +21,7 @@ from premeditate.training.flow.policy import FlowPolicy, Tasks
 from premeditate.training.loop import Parts
 from premeditate.training.lora import make_trainable
 from premeditate.training.recipe import Recipe
-from premeditate.training.run import Built, OnFigures, Say, run
+from premeditate.training.run import TASKS, WEIGHTS, Built, OnFigures, Say, run
 from premeditate.training.weights import fingerprint
 
 
@@ -46,7 +46,7 @@ def train(
         if recipe.evaluation.rewards:
             judge = stack.enter_context(build_panel(recipe.evaluation.rewards, _reasoner))
         policy, base = build_policy(recipe, rows, held_out, world, say=tell)
-        made_of = {"the base model's weights": base, "the training tasks": data_hash(rows)}
+        made_of = {WEIGHTS: base, TASKS: data_hash(rows)}
 
         def finish(folder: Path, values: Mapping[str, Any], card: Mapping[str, Any]) -> None:
             export.write(policy.adapter, folder, recipe, card, values=values)
@@ -79,8 +79,9 @@ def build_policy(
 
 
 def prepare(transformer: Any, recipe: Recipe, world: World) -> Any:
-    """As `make_trainable`, split over the world where the recipe says."""
+    """As `make_trainable` of the whole transformer, split over the world where the recipe says."""
     reference = recipe.algorithm.needs_reference
+    transformer.requires_grad_(True)
     frozen = make_trainable(transformer, recipe.model.lora, seed=recipe.seed, reference=reference)
     if recipe.sharding.kind == "fsdp":
         for network in filter(None, (transformer, frozen)):

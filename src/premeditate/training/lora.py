@@ -60,12 +60,12 @@ def lora_config(network: Any, lora: recipe.Lora, *, within: str = "", **options:
 
 
 def make_trainable(network: Any, lora: recipe.Lora | None, *, seed: int, reference: bool, within: str = "") -> Any:
-    """Makes adapters, or without `lora` all of the network, what is trained. Returns a frozen copy of it as it was,
-    where a `reference` is asked for and there are no adapters to leave out; else None. Raises as `add_lora`."""
+    """Makes adapters what is trained, or without `lora` what of the network is not frozen. Returns a frozen copy of it
+    as it was, where a `reference` is asked for and there are no adapters to leave out; else None. Raises as
+    `add_lora`."""
     if lora is not None:
         add_lora(network, lora, seed=seed, within=within)
         return None
-    network.requires_grad_(True)
     return copy.deepcopy(network).requires_grad_(False) if reference else None
 
 

@@ -22,6 +22,8 @@ from premeditate.training.recipe import Run
 from premeditate.training.weights import gathered
 
 Say = Callable[[str], None]
+WEIGHTS, TASKS = "the base model's weights", "the training tasks"
+"""What a run is made of (`Parts.made_of`), in the words of the error that says what changed."""
 OnFigures = Callable[[str, int, Mapping[str, float]], None]
 
 
@@ -82,7 +84,7 @@ def _finish(trainer: Trainer, built: Built, say: Say) -> dict[str, Any]:
     if trainer.journal is not None:
         history = [row for row in trainer.journal.rows() if row["kind"] == "eval"]
         shown = trainer.recipe.model_copy(update={"out": Run().out})  # where it lay is nobody's business
-        card = {"recipe": dump_config(shown), "data": built.parts.made_of["the training tasks"],
+        card = {"recipe": dump_config(shown), "data": built.parts.made_of[TASKS],
                 "tasks": built.parts.rows, "evaluations": history, "picture": trainer.journal.curve()}  # fmt: skip
         built.export(folder, values, card)
         say(f"exported to {folder}")

@@ -15,10 +15,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from PIL import Image
+
 from premeditate.errors import ModelError
 from premeditate.prompts import verify, verify_words
 from premeditate.prompts.general import DIMENSIONS
-from premeditate.prompts.verify import EVIDENCE, Judged, Mode
+from premeditate.prompts.verify import EVIDENCE, Judged, Mode, Words
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklists.builder import ChecklistBuilder
@@ -86,9 +88,8 @@ class PrincipleJudge:
         items = _items(sample)
         if not items:
             return []
-        text = self.words.judge(sample.task.instruction, items, self.mode)
-        images = (sample.source, fitted(sample.edit, sample.source))
-        return self.repeats.of(ChatRequest(images, text, max_tokens=self.words.tokens(len(items), self.mode)))
+        asked = question(self.words, self.mode, sample.task.instruction, items, sample.source, sample.edit)
+        return self.repeats.of(asked)
 
     def _opinion(self, items: Sequence[ChecklistItem], completions: Sequence[Completion]) -> Opinion:
         if not items:
@@ -166,6 +167,14 @@ class RRM(VerifiedReward):
         )
         super().__init__(self.judging, builder=builder, name=name)
         self.dimensions = self.judging.dimensions
+
+
+def question(
+    words: Words, mode: Mode, instruction: str, items: Sequence[ChecklistItem], source: Image.Image, edit: Image.Image
+) -> ChatRequest:
+    """What a judge is asked about an edit, which is shown in the source's size."""
+    text = words.judge(instruction, items, mode)
+    return ChatRequest((source, fitted(edit, source)), text, max_tokens=words.tokens(len(items), mode))
 
 
 def _items(sample: Sample) -> tuple[ChecklistItem, ...]:

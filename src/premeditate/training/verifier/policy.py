@@ -8,7 +8,7 @@ Seeds belong to (step, group, trace): the same traces on any number of devices, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from premeditate.prompts.verify import TOP
 from premeditate.reasoners.base import ChatRequest
 from premeditate.rewards.base import Sample
 from premeditate.rewards.judges.interval import fitted
+from premeditate.rewards.judges.rrm import question
 from premeditate.rl.losses import Loss, clipped_tokens, token_kl
 from premeditate.trace import Task
 from premeditate.training import grid
@@ -93,13 +94,11 @@ class PairPolicy(Policy):
     ) -> list[ChatRequest]:
         """The first half about the preferred edit, the second about the other."""
         source, *edits = pictures
-        items = comparison.principles
-        text = self.words.judge(comparison.pair.instruction, items, self.mode)
-        most = self.recipe.judging.max_tokens or self.words.tokens(len(items), self.mode)
-        shown = [(source, fitted(edit, source)) for edit in edits]
-        half = len(seeds) // 2
+        about = comparison.pair.instruction, comparison.principles, source
+        asked = [question(self.words, self.mode, *about, edit) for edit in edits]
+        most, half = self.recipe.judging.max_tokens or asked[0].max_tokens, len(seeds) // 2
         return [
-            ChatRequest(shown[m >= half], text, max_tokens=most, temperature=temperature, seed=seed)
+            replace(asked[m >= half], max_tokens=most, temperature=temperature, seed=seed)
             for m, seed in enumerate(seeds)
         ]
 

@@ -16,7 +16,7 @@ from premeditate.training.distributed import World
 from premeditate.training.errors import TrainingError
 from premeditate.training.loop import Parts
 from premeditate.training.lora import make_trainable, merged
-from premeditate.training.run import Built, OnFigures, Say, run
+from premeditate.training.run import TASKS, WEIGHTS, Built, OnFigures, Say, run
 from premeditate.training.tokens import export
 from premeditate.training.tokens.base import LANGUAGE, Base, load_base, resolve
 from premeditate.training.tokens.model import TokenModel
@@ -35,7 +35,8 @@ def train_gcpo(
 
     def build(world: World, tell: Say, stack: ExitStack) -> Built:
         train, held_out = _pairs(recipe, tell)
-        if len(set(world.gather(digest(train)))) > 1:  # a row's number is to mean the same pair everywhere
+        data = digest(train)
+        if len(set(world.gather(data))) > 1:  # a row's number is to mean the same pair everywhere
             raise TrainingError("the processes do not have the same pairs, for principles were written differently",
                                 "write them with one process first, and keep them: data.folder=FOLDER")  # fmt: skip
         panel = stack.enter_context(Panel([Entry(Stated())]))
@@ -43,7 +44,7 @@ def train_gcpo(
         base = load_base(recipe.model)
         before = fingerprint({"model": base.model})
         policy = PairPolicy(recipe, trainable(base, recipe), train, held_out)
-        made_of = {"the base model's weights": before, "the training tasks": digest(train)}
+        made_of = {WEIGHTS: before, TASKS: data}
 
         def finish(folder: Path, values: Mapping[str, Any], card: Mapping[str, Any]) -> None:
             _export(recipe, base, folder, values, card)
@@ -59,8 +60,6 @@ def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
     reasoner = TransformersReasoner(base.model, base.processor, name=recipe.model.base, prompts=base.prompts)
     reference = recipe.algorithm.needs_reference
     frozen = make_trainable(base.model, recipe.model.lora, seed=recipe.seed, reference=reference, within=LANGUAGE)
-    if recipe.model.lora is None and not recipe.model.vision:
-        base.model.model.visual.requires_grad_(False)
     if recipe.model.gradient_checkpointing:
         base.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return TokenModel(reasoner, frozen)
