@@ -50,6 +50,14 @@ def chromium() -> str:
     pytest.skip("no Chromium: apt-get install chromium, or set PREMEDITATE_CHROMIUM to one")
 
 
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny judge that has learnt to answer, with any score."""
+    from support.preferred import taught
+
+    return taught(tmp_path_factory.mktemp("judge"))
+
+
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test works in a folder of its own, and a model that it did not install is not loaded."""
