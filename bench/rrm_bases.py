@@ -1,7 +1,7 @@
 """The two models that the bench of reasoning reward models begins with: reasoners that can answer several questions.
 
     python bench/rrm_bases.py large
-    python bench/rrm_bases.py small-0 --layers 0 2 4 --lessons single --seconds 900
+    python bench/rrm_bases.py small-0 --layers 0 2 4 --lessons single --steps 1400
     python bench/rrm_bases.py small --start small-0
 
 The layers that are named are those of the shipped reasoner and keep their weights (as DistilBERT begins from every
@@ -12,7 +12,7 @@ single   to answer one question about two pictures, and to criticise, as the shi
 lists    to answer several questions, one after the other: what a vision-language model of size can do before it is
          taught to judge, and the tiny one cannot, for it has learnt to look at pictures from right behind them only
 
-Time is this process's CPU time. --start goes on from another folder.
+--start goes on from another folder.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+")
     parser.add_argument("--start", type=Path, default=Path(presets.resolve("reasoner", "micro").spec))
     parser.add_argument("--lessons", choices=list(COURSES), default="lists")
-    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -136,16 +136,15 @@ def main() -> None:
     spoken = torch.tensor(list(encoder.labels.values()))
     fast, source, top = Fast(made), batches(encoder, args.lessons, args.seed), COURSES[args.lessons].rate
     optimizer = torch.optim.AdamW(made.parameters(), lr=top, betas=(0.9, 0.98), weight_decay=0.01)
-    start, step, mean, rate = time.process_time(), 0, 0.0, 0.0
-    while (progress := (time.process_time() - start) / args.seconds) < 1:
+    start, mean, rate = time.process_time(), 0.0, 0.0
+    for step in range(1, args.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = top * warmup_stable_decay(progress, decay=0.5)
+            group["lr"] = top * warmup_stable_decay((step - 1) / args.steps, decay=0.5)
         optimizer.zero_grad()
         loss, right = loss_of(fast, next(source), args.lessons, spoken)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
         optimizer.step()
-        step += 1
         keep = 0.0 if step == 1 else 0.98
         mean, rate = keep * mean + (1 - keep) * loss.item(), keep * rate + (1 - keep) * right
         if step % 25 == 0:

@@ -38,7 +38,7 @@ def test_principles_are_asked_in_their_own_order() -> None:
 
 @given(st.integers(0, 100), st.lists(st.booleans(), min_size=1, max_size=12), plain, st.sampled_from(MODES))
 def test_what_is_written_is_read_back(tenths: int, verdicts: list[bool], thought: str, mode: Mode) -> None:
-    text = words.answer(tenths / 10, verdicts, thought, mode)
+    text = words.answer(tenths / 10, verdicts, thought, mode, (ITEMS * 3)[: len(verdicts)])
     found = words.parse(text, len(verdicts), mode)
     assert found.status == "scored" and found.score == tenths / 10
     assert found.verdicts == (() if mode == "think" else tuple(verdicts))
@@ -57,13 +57,14 @@ def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mod
 
 
 @pytest.mark.parametrize(("text", "count", "mode"), [
-    ("good | 1 yes 2 no | 6", 3, "both"), ("good | 1 yes 2 maybe 3 no | 6", 3, "both"),
-    ("good | 1 yes 2 no 3 yes | 11", 3, "both"), ("good | 1 yes 2 no 3 yes", 3, "both"),
-    ("1 yes 2 no 3 yes | 6", 3, "both"), ("good | 1 yes 2 no 3 yes | 6", 3, "verify"), ("1 yes | | 6", 1, "both"),
-    ("1 yes 3 no 2 yes | 6", 3, "verify"), ("yes no yes | 6", 3, "verify"), ("1 yes 2 yes | six", 2, "verify"),
-    ("1 yes 2 no 3 | 6", 2, "verify"), ("good | -1", 0, "think"), ("", 1, "verify"),
-    ("1 a ? b ? yes 2 no | 6", 2, "verify"), ("1 is it ? yes and 2 no | 6", 2, "verify"),
-    ("1 yes " * 3000 + "| 6", 3000, "verify"),
+    ("good | 1\nyes\n2\nno | 6", 3, "both"), ("good | 1\nyes\n2\nmaybe\n3\nno | 6", 3, "both"),
+    ("good | 1\nyes\n2\nno\n3\nyes | 11", 3, "both"), ("good | 1\nyes\n2\nno\n3\nyes", 3, "both"),
+    ("1\nyes\n2\nno\n3\nyes | 6", 3, "both"), ("good | 1\nyes\n2\nno\n3\nyes | 6", 3, "verify"),
+    ("1\nyes | | 6", 1, "both"), ("1\nyes\n3\nno\n2\nyes | 6", 3, "verify"), ("yes\nno\nyes | 6", 3, "verify"),
+    ("1\nyes\n2\nyes | six", 2, "verify"), ("1\nyes\n2\nno\n3 | 6", 2, "verify"), ("good | -1", 0, "think"),
+    ("", 1, "verify"), ("1 yes 2 no | 6", 2, "verify"), ("1 a ?\nb ?\nyes\n2 c ?\nno | 6", 2, "verify"),
+    ("1 is it ?\nyes and\n2\nno | 6", 2, "verify"), ("11 is it ?\nyes | 6", 1, "verify"),
+    ("1\nyes\n" * 3000 + "| 6", 3000, "verify"),
 ])  # fmt: skip
 def test_what_is_not_whole_is_not_read(text: str, count: int, mode: Mode) -> None:
     assert words.parse(text, count, mode).status == "unparsable"
@@ -72,7 +73,15 @@ def test_what_is_not_whole_is_not_read(text: str, count: int, mode: Mode) -> Non
 @pytest.mark.parametrize("score", [-0.1, 10.1])
 def test_a_score_out_of_range_cannot_be_written(score: float) -> None:
     with pytest.raises(ValueError, match="0 to 10"):
-        words.answer(score, (True,), mode="verify")
+        words.answer(score, (True,), mode="verify", principles=ITEMS[:1])
+
+
+def test_verdicts_stand_behind_their_questions() -> None:
+    said = words.answer(6.5, (True, False), "a1 is empty", principles=ITEMS[:2])
+    assert said == "a1 is empty | 1 is a1 empty ?\nyes\n2 is every shape sharp ?\nno | 6.5"
+    assert words.parse("1 whatever\nyes\n2\nno | 6.5", 2, "verify").verdicts == (True, False), "the number counts"
+    with pytest.raises(ValueError, match="2 verdicts about 1 principles"):
+        words.answer(6.5, (True, False), principles=ITEMS[:1])
 
 
 def test_each_prompt_set_has_its_words() -> None:
@@ -91,7 +100,7 @@ def test_the_judge_of_a_terse_reasoner_reads_it(mode: Mode) -> None:
 
         async def chat(self, requests: list[ChatRequest]) -> list[Completion]:
             assert all(r.text.startswith(f"judge {mode} : remove it | ") for r in requests)
-            said = words.answer(7.5, (True, False, True, True), "b2 is blurred", mode)
+            said = words.answer(7.5, (True, False, True, True), "b2 is blurred", mode, ITEMS)
             return [Completion(said) for _ in requests]
 
     picture = Image.new("RGB", (8, 8))

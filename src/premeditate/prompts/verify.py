@@ -112,7 +112,11 @@ class Words(Protocol):
     def judge(self, instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str: ...
     def tokens(self, count: int, mode: Mode = "both") -> int: ...
 
-    def answer(self, score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str: ...
+    def answer(
+        self, score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both",
+        principles: Sequence[ChecklistItem] = (),
+    ) -> str: ...  # fmt: skip
+
     def parse(self, text: str, count: int, mode: Mode = "both") -> Judged: ...
 
 
@@ -149,10 +153,13 @@ def tokens(count: int, mode: Mode = "both") -> int:
     return 64 + (0 if mode == "think" else 32 * count) + (0 if mode == "verify" else 512 + 64 * count)
 
 
-def answer(score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both") -> str:
+def answer(
+    score: float, verdicts: Sequence[bool] = (), thought: str = "", mode: Mode = "both",
+    principles: Sequence[ChecklistItem] = (),
+) -> str:  # fmt: skip
     """The answer that `parse` reads, for training data. The score and the average are rounded to hundredths; the
-    thought becomes plain words. Raises ValueError for a score out of range, and for verdicts missing in a mode with
-    them."""
+    thought becomes plain words. `principles`: what the verdicts are about, for words that repeat it (the terse ones).
+    Raises ValueError for a score out of range, and for verdicts missing in a mode with them."""
     if not 0 <= score <= TOP:
         raise ValueError(f"the score is {score}; give 0 to {TOP}")
     lines = []

@@ -68,7 +68,7 @@ def lesson(edit: JudgedEdit, recipe: SftRecipe, words: Words, folder: Path) -> L
     verdicts = edit.gold if recipe.gold_verdicts else kept.verdicts
     if mode != "think" and len(verdicts) != count:
         return "without a verdict for each principle"
-    completion = words.answer(kept.score, verdicts, kept.thought, mode)
+    completion = words.answer(kept.score, verdicts, kept.thought, mode, edit.principles)
     # What would not be read as that answer must not be taught.
     read = words.parse(completion, count, mode)
     if read.status != "scored" or (mode != "think" and read.verdicts != tuple(verdicts)):
