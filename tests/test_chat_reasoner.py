@@ -223,6 +223,8 @@ def test_votes(server: ChatServer) -> None:
     assert got.probabilities == {"yes": 0.75, "no": 0.25} and got.tokens == 5 * 34
     assert len({body["seed"] for body in server.bodies}) == 5
     assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(1.0, 9)}
+    server.reply = later("Yes/No", "yes or no", "No doubt: yes.", "<answer>yes</answer> <answer>no</answer>", "NO")
+    assert one(reasoner, ChatRequest((RED,), "is it?", YES_NO)).probabilities == {"yes": 0.0, "no": 1.0}
     server.reply = lambda body: "I see a dog."
     none = one(reasoner, ChatRequest((RED,), "is it?", YES_NO))
     assert none.probabilities == {} and none.text == "I see a dog."

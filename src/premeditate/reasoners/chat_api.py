@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from premeditate.prompts.base import defuse
-from premeditate.prompts.general import spoken
 from premeditate.remote import EndpointError, Http, read_json, said
 
 Message = dict[str, Any]
@@ -194,18 +193,3 @@ def _bare(token: str) -> str:
     if "<" in token:
         return token
     return re.sub(r"^[\W_ĠĊ▁]+|[\W_]+$", "", token).casefold()
-
-
-def read_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer begins with, or gives as <answer>; None for anything else."""
-    text = spoken(text).strip()
-    any_of = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-    found = re.match(rf"[\W_]*({any_of})\b", text, re.IGNORECASE) or re.search(
-        rf"<answer>\s*({any_of})\b", text, re.IGNORECASE
-    )
-    if found is None:
-        return None
-    same = [label for label in labels if label == found[1]] or [
-        label for label in labels if label.casefold() == found[1].casefold()
-    ]
-    return same[0]

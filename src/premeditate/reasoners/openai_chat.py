@@ -17,8 +17,9 @@ from premeditate.errors import ModelError, one_line
 from premeditate.local import Job, Worker, check_options
 from premeditate.prompts.base import defuse
 from premeditate.prompts.general import failure, read, spoken
+from premeditate.prompts.labels import read_label
 from premeditate.reasoners.base import ChatRequest, Completion
-from premeditate.reasoners.chat_api import ChatApi, Message, Reply, label_shares, left, read_label, user
+from premeditate.reasoners.chat_api import ChatApi, Message, Reply, label_shares, left, user
 from premeditate.reasoners.probe import Abilities, json_schema, probe
 from premeditate.remote import TIMEOUT, EndpointError, Health, Http, Once, api_key
 

@@ -11,7 +11,6 @@ control question, are left without a score (`premeditate.rewards.checklists.cana
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from premeditate.prompts import checklists as words
 from premeditate.prompts import get
 from premeditate.prompts.base import LABELS, clean
 from premeditate.prompts.general import failure, spoken
+from premeditate.prompts.labels import read_label
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, verdict_of
 from premeditate.rewards.checklists import canary as canaries
@@ -31,8 +31,6 @@ from premeditate.rewards.checklists.canary import Canary, Tried
 from premeditate.rewards.checklists.controls import Control, Controls, controls_for, failed
 from premeditate.trace import Answer, ChecklistItem, Status, Task, Verdict
 
-_WORD = re.compile(r"^[\W_]*(yes|no)\b", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>\s*(yes|no)\b", re.IGNORECASE)
 _EVIDENCE = 400
 WORDS = 256
 """Tokens for an answer in words, at most: models may think first."""
@@ -232,10 +230,10 @@ def read_answer(item: ChecklistItem, completion: Completion) -> Answer:
         told = f"label probabilities: yes {yes:.3g}, no {no:.3g}"
         return Answer(item=item, status="scored", yes=p_yes > 0.5, p_yes=p_yes, evidence=told)
     text = spoken(completion.text).strip()
-    found = _WORD.match(text) or _TAGGED.search(text)
-    if found is None:
+    label = read_label(text, LABELS)
+    if label is None:
         return Answer(item=item, status=failure(text), evidence=text[:_EVIDENCE] or "an empty answer")
-    return Answer(item=item, status="scored", yes=found[1].lower() == "yes", evidence=text[:_EVIDENCE])
+    return Answer(item=item, status="scored", yes=label == "yes", evidence=text[:_EVIDENCE])
 
 
 def vote(item: ChecklistItem, completions: Sequence[Completion]) -> Answer:
