@@ -202,18 +202,6 @@ def test_bodies_and_pixels_are_bounded() -> None:
         assert many.status_code == 413 and "500 pixels in all" in many.text
 
 
-def test_a_client_divides_what_is_too_heavy_together() -> None:
-    reward, calls = counted()
-    one = len(json.dumps(ask(b64(NOISE)))) + 400
-    with Server(reward, bytes=2 * one) as server:
-        given = [sample(NOISE, noise(24, 16, seed), k=seed) for seed in range(5)]
-        assert [v.scores["score"] for v in score(server.client(), given)] == [0, 1, 2, 3, 4]
-        assert sum(calls) == 5 and max(calls) < 5
-        heavy = [sample(NOISE, noise(240, 160), k=9), sample(RED, RED, k=1)]
-        lost, kept = score(server.client(), heavy)
-        assert lost.status == "unavailable" and "413" in lost.reason and kept.scores == {"score": 1}
-
-
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from premeditate.errors import ModelError, one_line
 from premeditate.rewards.base import Reward, RewardError, Sample
 from premeditate.rewards.lane import Lane
 from premeditate.rewards.specs import LoadReasoner, load_reward
+from premeditate.rewards.units import Unit, batches, units
 from premeditate.trace import Status, Verdict
 
 PARALLEL = 4
@@ -212,40 +213,25 @@ class _Seat:
                 found.update(zip(batch, verdicts, strict=True))
                 spans.append((start, time.perf_counter()))
 
-        await _together(one(batch) for batch in self.batches(samples))
+        calls = batches(self._units(samples), getattr(self.reward, "max_batch", None))
+        await _together(one(batch) for batch in calls)
         spent = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
         return [found[i] for i in range(len(samples))], spent
 
-    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Indices of the samples of each call: at most `max_batch`, and no group in two calls where it is judged as
-        one."""
-        most = getattr(self.reward, "max_batch", None) or len(samples)
-        found: list[list[int]] = []
-        for unit in self._units(samples):
-            if not found or len(found[-1]) + len(unit) > most:
-                found.append([])
-            found[-1] += unit
-        return found
-
-    def _units(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """What may not be cut: the groups of a groupwise reward, else single samples."""
-        units: dict[Any, list[int]] = {}
-        together = getattr(self.reward, "groupwise", False)
-        for i, sample in enumerate(samples):
-            units.setdefault(sample.group if together and sample.group else i, []).append(i)
-        return list(units.values())
+    def _units(self, samples: Sequence[Sample]) -> list[Unit]:
+        return units(samples, getattr(self.reward, "groupwise", False))
 
     async def _batch(self, samples: Sequence[Sample]) -> list[Verdict]:
         """One call; where it raises, its samples (or groups) are asked about one by one in the time that is left, so
         that one which the reward cannot bear does not cost the others theirs."""
         until = time.monotonic() + self.entry.timeout
         answer = await self._call(samples, until)
-        units = self._units(samples)
-        if not isinstance(answer, _Failure) or answer.late or len(units) == 1:
+        waiting = self._units(samples)
+        if not isinstance(answer, _Failure) or answer.late or len(waiting) == 1:
             return self._filled(answer, len(samples))
         found: dict[int, Verdict] = {}
         failures, hopeless = 0, False
-        for k, unit in enumerate(units, 1):
+        for k, unit in enumerate(waiting, 1):
             if not hopeless:
                 answer = await self._call([samples[i] for i in unit], until)
             if isinstance(answer, _Failure):

@@ -28,6 +28,7 @@ from premeditate.errors import ModelError, one_line
 from premeditate.local import check_options
 from premeditate.remote import EndpointError, Http, api_key, read_json
 from premeditate.rewards.base import RewardError, Sample
+from premeditate.rewards.units import Unit, batches, units
 from premeditate.rewards.wire import KEY, PROTOCOL, About, Told
 from premeditate.trace import Verdict
 
@@ -94,9 +95,9 @@ class RemoteReward:
             async with turns:
                 return await self._batch([samples[i] for i in batch])
 
-        batches = self._batches(samples)
+        calls = batches(units(samples, self.groupwise), self.max_batch)
         found: dict[int, Verdict] = {}
-        for batch, verdicts in zip(batches, await asyncio.gather(*map(one, batches)), strict=True):
+        for batch, verdicts in zip(calls, await asyncio.gather(*map(one, calls)), strict=True):
             found.update(zip(batch, verdicts, strict=True))
         return [found[i] for i in range(len(samples))]
 
@@ -106,30 +107,26 @@ class RemoteReward:
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
-    def _batches(self, samples: Sequence[Sample]) -> list[list[int]]:
-        units: dict[Any, list[int]] = {}
-        for i, sample in enumerate(samples):
-            units.setdefault(sample.group if self.groupwise and sample.group else i, []).append(i)
-        found: list[list[int]] = []
-        for unit in units.values():
-            if not found or len(found[-1]) + len(unit) > (self.max_batch or len(samples)):
-                found.append([])
-            found[-1] += unit
-        return found
-
     async def _batch(self, samples: Sequence[Sample]) -> list[Verdict]:
         start = time.perf_counter()
         try:
             told = await self._call(await asyncio.to_thread(_body, samples), len(samples))
         except EndpointError as error:
-            half = len(samples) // 2
-            if error.status == 413 and half and not self.groupwise:  # too heavy together; one by one they may do
-                return [*await self._batch(samples[:half]), *await self._batch(samples[half:])]
+            if error.status == 413 and len(parts := units(samples, self.groupwise)) > 1:  # they may do one by one
+                half = len(parts) // 2
+                return await self._divided(samples, [*batches(parts[:half], None), *batches(parts[half:], None)])
             seconds = (time.perf_counter() - start) / len(samples)
             reason = one_line(error, EndpointError)
             lost = Verdict(status="unavailable", verifier=self.name, reason=reason, seconds=seconds)
             return [lost] * len(samples)
         return list(told.results)
+
+    async def _divided(self, samples: Sequence[Sample], parts: Sequence[Unit]) -> list[Verdict]:
+        """The parts one after the other."""
+        found: dict[int, Verdict] = {}
+        for part in parts:
+            found.update(zip(part, await self._batch([samples[i] for i in part]), strict=True))
+        return [found[i] for i in range(len(samples))]
 
     async def _call(self, body: bytes, count: int) -> Told:
         """Raises `EndpointError` once no try is left."""
