@@ -42,9 +42,10 @@ def test_what_breaks_is_asked_again_with_the_same_key(faults: list[str]) -> None
 
 @pytest.mark.parametrize(
     ("faults", "calls", "said"),
-    [(["500"] * 3, 3, "CUDA out of memory"), (["reset"] * 3, 3, "broke off"), (["422"], 1, "422: no")],
+    [(["500"] * 3, 3, "CUDA out of memory"), (["reset"] * 3, 3, "broke off"), (["422"] * 3, 3, "422: no")],
 )
 def test_what_stays_broken_is_unavailable_and_never_0(faults: list[str], calls: int, said: str) -> None:
+    """What is refused is not sent again as it is, but its halves are sent."""
     with Faulty(*faults) as server:
         for verdict in faulty_score(server):
             assert verdict.status == "unavailable" and verdict.scores == {} and said in verdict.reason

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from premeditate.rewards.base import Sample
 from support.reward_server import NOISE, RED, Server, ask, b64, counted, score
-from support.rewards import function, k_of, noise, sample
+from support.rewards import function, k_of, noise, panel_of, sample, samples
 
 
 def test_a_client_divides_what_is_too_heavy_together() -> None:
@@ -39,3 +43,30 @@ def test_what_is_too_heavy_is_divided_into_whole_groups() -> None:
         heavy = sample(NOISE, noise(240, 160), "g0", k=9)
         verdicts = score(server.client(), [*given, heavy])  # and its group with it
         assert [v.scores.get("score") for v in verdicts] == [None, 1, 2, 3, None, 5, 6, 7, None]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"meta": {"when": {1, 2}}}, "a task's meta is no JSON"),
+        ({"meta": {"said": "\ud800"}}, "422"),
+        ({"id": "x" * 1001}, "at most 1000 characters"),
+    ],
+)
+def test_what_no_request_can_carry_costs_itself_only(bad: dict[str, Any], said: str) -> None:
+    reward, calls = counted()
+    with Server(reward) as server, panel_of(server.client()) as panel:
+        given = samples(7)
+        given[3] = replace(given[3], task=given[3].task.model_copy(update=bad))
+        scores = panel.score(given)
+    assert [row[0] for row in scores.statuses] == ["unavailable" if k == 3 else "scored" for k in range(7)]
+    assert said in scores.verdicts[3][0].reason and sum(calls) == 6
+
+
+def test_a_group_that_is_refused_does_not_cost_the_other_groups() -> None:
+    with Server(function(lambda ss: [1.0] * len(ss), name="rank", groupwise=True)) as server:
+        given = samples(8, group_size=2)
+        given[5] = replace(given[5], group="g2", task=given[5].task.model_copy(update={"meta": {"when": {1}}}))
+        assert [v.status for v in score(server.client(), given)] == [
+            "unavailable" if k in (4, 5) else "scored" for k in range(8)
+        ]

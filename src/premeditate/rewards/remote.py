@@ -112,7 +112,8 @@ class RemoteReward:
         try:
             told = await self._call(await asyncio.to_thread(_body, samples), len(samples))
         except EndpointError as error:
-            if error.status == 413 and len(parts := units(samples, self.groupwise)) > 1:  # they may do one by one
+            # Too heavy together, or refused for the sake of one: the others are not at fault.
+            if error.kind == "rejected" and len(parts := units(samples, self.groupwise)) > 1:
                 half = len(parts) // 2
                 return await self._divided(samples, [*batches(parts[:half], None), *batches(parts[half:], None)])
             seconds = (time.perf_counter() - start) / len(samples)
