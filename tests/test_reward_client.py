@@ -40,6 +40,29 @@ def test_what_breaks_is_asked_again_with_the_same_key(faults: list[str]) -> None
         assert len(server.keys) == len(faults) + 1 and len(set(server.keys)) == 1
 
 
+def test_a_server_that_hangs_is_asked_again_in_the_time_that_is_left() -> None:
+    with Faulty("hang") as server:
+        assert {v.status for v in faulty_score(server, timeout=6)} == {"scored"}
+        assert len(server.keys) == 2 and len(set(server.keys)) == 1
+    with Faulty("hang", "hang") as server:
+        verdicts = faulty_score(server, timeout=3, tries=2)
+        assert verdicts[0].status == "unavailable" and "did not answer" in verdicts[0].reason and len(server.keys) == 2
+
+
+@pytest.mark.parametrize("fault", ["hang", "503", "much later", "500", "html"])
+def test_every_error_hands_the_turn_to_the_next_server(fault: str) -> None:
+    with Faulty(*[fault] * 100) as first, Faulty() as second:
+        client = RemoteReward.load(f"{first.origin},{second.origin}", wait=0, timeout=6)
+        assert {v.status for v in score(client, samples(2))} == {"scored"}
+        assert (len(first.keys), len(second.keys)) == (1, 1) and first.keys == second.keys
+
+
+def test_a_server_that_has_no_time_does_not_use_up_the_tries_of_another_one() -> None:
+    with Faulty(*["503"] * 5) as first, Faulty("500", "500", "503") as second:
+        client = RemoteReward.load(f"{first.origin},{second.origin}", wait=0, timeout=WAIT)
+        assert {v.status for v in score(client, samples(2))} == {"scored"}
+
+
 @pytest.mark.parametrize(
     ("faults", "calls", "said"),
     [(["500"] * 3, 3, "CUDA out of memory"), (["reset"] * 3, 3, "broke off"), (["422"] * 3, 3, "422: no")],

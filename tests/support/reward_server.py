@@ -135,6 +135,11 @@ class Faulty(Loopback):
         match self.faults.pop(0) if self.faults else None:
             case "503":
                 return JSONResponse({"detail": "later"}, 503, headers={"Retry-After": "0"})
+            case "much later":
+                return JSONResponse({"detail": "later"}, 503, headers={"Retry-After": "300"})
+            case "hang":
+                while not await request.is_disconnected():
+                    await asyncio.sleep(0.01)
             case "500":
                 return JSONResponse({"detail": "CUDA out of memory"}, 500)
             case "422":

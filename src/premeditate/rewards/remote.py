@@ -51,10 +51,10 @@ class RemoteReward:
         parallel: int = 4, tries: int = 3, wait: float = 10.0,
     ) -> None:  # fmt: skip
         """Asks the server what it scores. `key`: default PREMEDITATE_REWARD_KEY from the environment. `timeout`:
-        seconds for a call with all its tries. `batch`: samples in a call at most; a group that is judged as one is
-        never cut. `parallel`: calls at a time. `tries`: of a call that breaks; one that is only told to come back
-        later comes back until the time is up. `wait`: seconds in which a server that cannot be reached may start.
-        Raises `ModelError`."""
+        seconds for a call with all its tries, of which each has an equal share. `batch`: samples in a call at most; a
+        group that is judged as one is never cut. `parallel`: calls at a time. `tries`: of a call that breaks; one that
+        is only told to come back later comes back until the time is up. `wait`: seconds in which a server that cannot
+        be reached may start. Raises `ModelError`."""
         for option, number in {"batch": batch, "parallel": parallel, "tries": tries}.items():
             if type(number) is not int or number < 1:
                 raise ModelError(f"the reward option {option} is {number!r}", "give a whole number of at least 1")
@@ -130,29 +130,36 @@ class RemoteReward:
         return [found[i] for i in range(len(samples))]
 
     async def _call(self, body: bytes, count: int) -> Told:
-        """Raises `EndpointError` once no try is left."""
+        """Every error hands the turn to the next server; none is asked before the time that it gave. A try has its
+        share of the time that is left, so that a server which hangs leaves some to the others, and to itself: with the
+        same key it goes on where it is. Raises `EndpointError` once no try is left."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
-        until, failures, pause, first = time.monotonic() + self.timeout, 0, FIRST_WAIT, self._next
-        self._next = (first + 1) % len(self._https)
+        clock, turn = asyncio.get_running_loop().time, self._next
+        until, failures = clock() + self.timeout, 0
+        servers = len(self._https)
+        self._next = (turn + 1) % servers
+        ready, pauses = [0.0] * servers, [FIRST_WAIT] * servers
         before: EndpointError | None = None
         while True:
-            http = self._https[(first + failures) % len(self._https)]
+            http = self._https[turn]
             try:
-                left = max(until - time.monotonic(), 0.001)
-                response = await http.call("POST", "/score", timeout=left, content=body, headers=headers)
+                share = max(until - clock(), 0.001) / (self.tries - failures)
+                response = await http.call("POST", "/score", timeout=share, content=body, headers=headers)
                 return self._read(http.host, response, count)
             except EndpointError as error:
                 failures += error.kind != "busy"
-                rest = until - time.monotonic()
-                wait = pause if error.retry_after is None else max(error.retry_after, 0.01)
-                if error.kind in ("rejected", "denied") or failures >= self.tries or wait >= rest:
+                now = clock()
+                ready[turn] = now + (pauses[turn] if error.retry_after is None else max(error.retry_after, 0.01))
+                pauses[turn] = min(2 * pauses[turn], LONGEST_WAIT)
+                others = ((turn + k) % servers for k in range(1, servers + 1))  # and itself, last
+                chosen = next((k for k in others if max(ready[k], now) < until), None)
+                if error.kind in ("rejected", "denied") or failures >= self.tries or chosen is None:
                     # Where the last try had hardly any time left, what was wrong before says more.
                     if before is not None and error.kind == "timeout" and error.status is None:
                         raise before from None
                     raise
-                before = error
-                await asyncio.sleep(wait)
-                pause = min(2 * pause, LONGEST_WAIT)
+                before, turn = error, chosen
+                await asyncio.sleep(max(0.0, ready[turn] - now))
 
     # -- what comes back -----------------------------------------------------------------------------------------------
 
