@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,37 @@ def test_one_sample_that_a_reward_cannot_bear_does_not_cost_the_others_their_sco
         scores = panel.score(samples(8))
     assert np.isnan(scores.matrix[:, 0]).tolist() == [k == 5 for k in range(8)]
     assert scores.matrix[7, 0] == 0.5 and scores.reasons == ("f: ZeroDivisionError: division by zero",)
+
+
+def test_a_task_that_a_reward_cannot_bear_does_not_cost_the_other_groups_their_score() -> None:
+    calls = []
+
+    def picky(ss: Sequence[Sample]) -> list[float]:
+        calls.append([k_of(s) for s in ss])
+        if any(s.group == "g0" for s in ss):
+            raise KeyError("mask")
+        return [1.0] * len(ss)
+
+    with panel_of(function(picky)) as panel:
+        scores = panel.score(samples(12, group_size=4))
+    assert np.isnan(scores.matrix[:, 0]).tolist() == [k < 4 for k in range(12)]
+    assert calls[1:] == [[0], *([k] for k in range(4, 12)), [1], [2], [3]]  # the bad group's others come last
+
+
+@pytest.mark.parametrize(("group_size", "asked"), [(20, [0, 1, 2]), (10, [0, 10, 1]), (4, [0, 4, 8])])
+def test_a_reward_that_fails_for_every_group_is_not_asked_about_all_samples(group_size: int, asked: list[int]) -> None:
+    calls = []
+
+    def broken(ss: Sequence[Sample]) -> list[float]:
+        calls.append([k_of(s) for s in ss])
+        raise OSError("no judge")
+
+    with panel_of(function(broken)) as panel:
+        assert panel.score(samples(20, group_size)).coverage == {"f": 0.0}
+        assert calls[1:] == [[k] for k in asked]
+        del calls[:]
+        alone = [replace(s, group="") for s in samples(20)]
+        assert panel.score(alone).coverage == {"f": 0.0} and calls[1:] == [[0], [1], [2]]
 
 
 def test_the_second_tries_of_a_groupwise_reward_are_whole_groups() -> None:

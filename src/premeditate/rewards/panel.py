@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import math
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -35,7 +36,8 @@ PARALLEL = 4
 GRACE = 1.0
 """Seconds in which a thread has to take notice of a call's cancellation before it is left behind."""
 TRIES = 3
-"""Where so many samples of a failed call fail by themselves too, and none did not, the rest is not asked about."""
+"""Where one sample each of so many groups of a failed call (or so many samples, where it has fewer groups) fail by
+themselves too, and none did not, the rest is not asked about."""
 
 Result = TypeVar("Result")
 
@@ -230,13 +232,17 @@ class _Seat:
         if not isinstance(answer, _Failure) or answer.late or len(waiting) == 1:
             return self._filled(answer, len(samples))
         found: dict[int, Verdict] = {}
-        failures, hopeless = 0, False
-        for k, unit in enumerate(waiting, 1):
+        failed: Counter[str] = Counter()
+        hopeless = False
+        for k in range(1, len(waiting) + 1):
+            # What is wrong with a task is wrong with its whole group: the next one is of another.
+            unit = min(waiting, key=lambda unit: failed[samples[unit[0]].group] if samples[unit[0]].group else 0)
+            waiting.remove(unit)
             if not hopeless:
                 answer = await self._call([samples[i] for i in unit], until)
             if isinstance(answer, _Failure):
-                failures += 1
-                hopeless = hopeless or answer.late or failures == TRIES == k
+                failed[samples[unit[0]].group] += 1
+                hopeless = hopeless or answer.late or failed.total() == TRIES == k
             found.update(zip(unit, self._filled(answer, len(unit)), strict=True))
         return [found[i] for i in range(len(samples))]
 
