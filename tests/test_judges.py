@@ -35,6 +35,9 @@ from support.rewards import panel_of, sample, score
     '{"reasoning": "fine", "score": [7, 9]}', 'Well:\n```json\n{"score": [7, 9]}\n```', '{"score": ["7", "9/10"]}',
     '{"success": 7, "overedit": 9}', '{"score": {"success": 7, "overedit": 9.0}}', "<score>[7, 9]</score>",
     '<think>{"score": [1, 1]}</think>{"scores": [7, 9]}', '{"score": [7, 9], "success": 7, "overedit": 9}',
+    '{"score": [1, 1]}, no: {"score": [7, 9]}', '```json\n{"score": [1, 1]}\n```\n```json\n{"score": [7, 9]}\n```',
+    'As {reasoning, score} or {"a": ...}: {"score": [7, 9]} :-{', "<score>[7, 9]</score> So: <score>[7, 9]</score>",
+    '{"score": [7, 9]} <score>[7, 9]</score>',
 ])  # fmt: skip
 def test_answers_that_can_be_read(text: str) -> None:
     assert read_pair(text, NAMES, 10)[0] == (7, 9)
@@ -46,6 +49,12 @@ def test_answers_that_can_be_read(text: str) -> None:
     '{"score": ["7/25", 9]}', '{"score": ["seven", 9]}', '{"score": [7, 9', '{"success": 7}', '{"score": [[7], [9]]}',
     '{"score": [7, 9], "success": 2, "overedit": 9}', '{"score": "79"}', '<think>{"score": [7, 9]}',
     '{"reasoning": "...", "score": [done, left_alone]}', '{"score": ["٧", 9]}', '{"score": "[7, 9]"}',
+    '{"score": [7, 9]} then {"score": [9,', '{"draft": {"score": [7, 9]}, "score": [9', '{"score": [7, 9]} {"a": "b',
+    '{"score": [9, 9], "score": [7, 9]}', '{"score": {"success": 7, "overedit": 9}, "score": [7, 9]}',
+    '{"success": 1, "overedit": 9, "success": 7}', "{\"score\": [7, 9]} then {'score': [1, 1]}", '{"score": [7, 9]} {"',
+    '{"score": [7, 9]} then {"reasoning": "fine", "score": [1 1]}', '{"score": [7, 9]}' + "{x}" * 64 + "{",
+    "<score>[7, 9]</score> on second thought <score>[1, 1]</score>", "<score>[7, 9]</score> then <score>[1,",
+    '{"score": [7, 9]} <score>[1, 1]</score>',
 ])  # fmt: skip
 def test_nothing_is_guessed(text: str) -> None:
     assert read_pair(text, NAMES, 10)[0] is None

@@ -63,6 +63,15 @@ def test_the_last_answer_counts() -> None:
     assert GENERAL.parse_plan(f"{draft}\nNo, better:\n{PLAN}").steps[0].startswith("remove")
 
 
+@pytest.mark.parametrize("text", [
+    f'{PLAN} better: {{"steps": ["pour', f'{{"draft": {PLAN}, "steps": ["pour', '{"steps": ["a"], "steps": ["b"]}',
+    "<steps>a</steps> no: <steps>b</steps>", "<steps>a</steps><explanation>it", f"{PLAN} <steps>b</steps>",
+    f"{PLAN} {{'steps': ['b']}}",
+])  # fmt: skip
+def test_a_part_of_an_answer_is_none(text: str) -> None:
+    assert GENERAL.parse_plan(text).status == "unparsable" and GENERAL.parse_plan(PLAN).status == "scored"
+
+
 def test_critique_fields() -> None:
     critique = GENERAL.parse_critique(CRITIQUE)
     assert (critique.status, critique.semantic, critique.quality, critique.satisfied) == ("scored", 4.0, 9.0, False)

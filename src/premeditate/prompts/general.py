@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from premeditate.prompts.base import Rounds, clean
@@ -26,7 +27,8 @@ SATISFIED = 8
 """EditThinker's stop rule, for critics trained to give scores only: both scores are at least this."""
 DIMENSIONS: tuple[Dimension, ...] = ("follow", "keep", "quality")
 
-_FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n?(.*?)```", re.DOTALL)
+# The first key of an object, in whatever quotes; the text may end with it.
+_KEYED = re.compile(r"""\{\s*(["'“‘]?)(\w*)["'”’]?\s*(:|\Z)?""")
 _TAGS = ("explanation", "steps", "plan", "items", "checklist", "questions", "problem", "score", "semantic", "quality",
          "satisfied", "base", "prompt", "answer")  # fmt: skip
 _DECLINES = re.compile(
@@ -210,25 +212,19 @@ class General:
 
 def read(text: str, keys: Sequence[str]) -> dict[str, Any]:
     """The JSON object in model text that has one of `keys` (the last such one: models think first and answer last),
-    else its <tag> pairs, else {}. Never raises, and takes time linear in the text: it may be hostile."""
+    else its <tag> pairs, else {}.
+
+    {} too where a part of the answer is missing or contradicts another one: an object with one of `keys` that is cut
+    off or broken, a key given twice in one object, tags that differ, or that are not closed. Never raises, and takes
+    time linear in the text: it may be hostile."""
     text = spoken(text)
-    found: dict[str, Any] = {}
-    for part in (*_FENCE.findall(text), text):
-        for value in _objects(part):
-            if any(key in value for key in keys):
-                found = value
-        if found:
-            return found
-    tags: dict[str, Any] = {}
-    for name in _TAGS:
-        _, opened, rest = text.partition(f"<{name}>")
-        body, closed, _ = rest.partition(f"</{name}>")
-        if opened and closed:
-            try:
-                tags[name] = json.loads(body)
-            except (ValueError, RecursionError):
-                tags[name] = body.strip()
-    return tags
+    objects, tags = _objects(text, keys), _tagged(text)
+    if objects is None or tags is None:
+        return {}
+    found = next((value for value in reversed(objects) if any(key in value for key in keys)), None)
+    if found is None:
+        return tags
+    return {} if any(key in found and key in tags and found[key] != tags[key] for key in keys) else found
 
 
 def spoken(text: str) -> str:
@@ -239,20 +235,60 @@ def spoken(text: str) -> str:
     return text
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Top-level JSON objects inside text, first to last. Tries at most 64 opening braces."""
-    decoder, at = json.JSONDecoder(), 0
+def _objects(text: str, keys: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Top-level JSON objects inside text, first to last; None where one that might have had one of `keys` cannot be
+    decoded. Tries at most 64 opening braces; what comes behind them might be the answer."""
+    found: list[dict[str, Any]] = []
+    at = text.find("{")
     for _ in range(64):
-        at = text.find("{", at)
         if at < 0:
-            return
+            return found
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            value, at = _DECODER.raw_decode(text, at)
+            found.append(value)
+        except json.JSONDecodeError as error:
+            if _spoilt(text, at, error, keys):
+                return None
             at += 1
-            continue
-        if isinstance(value, dict):
-            yield value
+        except (ValueError, RecursionError):  # a key that stands twice, a number or a nesting beyond all bounds
+            return None
+        at = text.find("{", at)
+    return found if at < 0 else None
+
+
+def _spoilt(text: str, at: int, error: json.JSONDecodeError, keys: Sequence[str]) -> bool:
+    """Whether what could not be decoded from the brace at `at` on is an answer, or the beginning of one: it begins with
+    one of `keys`, or holds one before the fault, or the text ends within it."""
+    first = _KEYED.match(text, at)
+    if first is None:
+        return False
+    if (first[2] in keys and first[3] is not None) or any(f'"{key}"' in text[at : error.pos] for key in keys):
+        return True
+    return first[1] == '"' and (error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip()))
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _tagged(text: str) -> dict[str, Any] | None:
+    """What stands between <tag> and </tag>, by name; None where two of a name differ, or one is not closed."""
+    tags: dict[str, Any] = {}
+    for name in _TAGS:
+        for part in text.split(f"<{name}>")[1:]:
+            body, closed, _ = part.partition(f"</{name}>")
+            value: Any = body.strip()
+            with suppress(ValueError, RecursionError):
+                value = _DECODER.decode(body)
+            if not closed or tags.setdefault(name, value) != value:
+                return None
+    return tags
 
 
 def failure(text: str) -> Status:
