@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import Request
+from fastapi.responses import Response
 
 from premeditate.errors import ModelError
 from premeditate.rewards.base import RewardError, Sample
 from premeditate.rewards.panel import Entry
 from premeditate.rewards.remote import RemoteReward
+from premeditate.rewards.specs import load_reward
 from premeditate.trace import Verdict
 from support.command import premeditate
 from support.loopback import Loopback
@@ -171,6 +174,47 @@ def test_a_server_that_dies_during_the_call_leaves_no_scores() -> None:
         process.kill()
     assert np.isnan(scores.matrix).all() and scores.coverage == {"mortal": 0.0}
     assert {row[0].status for row in scores.verdicts} == {"unavailable"}
+
+
+# -- how many calls at a time -----------------------------------------------------------------------------------------
+
+
+class Meeting(Faulty):
+    """Answers once so many calls are inside."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.wanted, self.inside, self.most, self.full = wanted, 0, 0, asyncio.Event()
+
+    async def _score(self, request: Request) -> Response:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        if self.inside == self.wanted:
+            self.full.set()
+        await asyncio.wait_for(self.full.wait(), WAIT)
+        answer = await super()._score(request)
+        self.inside -= 1
+        return answer
+
+
+@pytest.mark.parametrize("parallel", [1, 6])
+def test_calls_at_a_time_are_what_the_option_says(parallel: int) -> None:
+    with Meeting(parallel) as server, panel_of(load_reward(f"{server.origin}?batch=1&parallel={parallel}")) as panel:
+        waiting = [panel.submit(samples(9)) for _ in range(2)]
+        assert all(one.result().coverage == {"faulty": 1.0} for one in waiting)
+    assert server.most == parallel and len(server.keys) == 18
+
+
+def test_all_who_ask_one_client_share_its_calls() -> None:
+    async def both(client: RemoteReward) -> None:
+        await asyncio.gather(*(client.score(samples(3)) for _ in range(3)))
+        await client.aclose()
+
+    with Meeting(2) as server:
+        client = RemoteReward.load(server.origin, wait=0, batch=1, parallel=2)
+        for _ in range(2):  # each in an event loop of its own
+            asyncio.run(both(client))
+    assert server.most == 2
 
 
 # -- how it is asked for ----------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class Reward(Protocol):
 
     - `groupwise` (False): the samples of a group are judged together and must come in one call
     - `concurrent` (False): further calls may be made while one is under way
+    - `parallel` (4): how many calls at a time, where it is `concurrent`
     - `max_batch` (None): samples in a call at most (a group that is judged together is never cut)
     """
 

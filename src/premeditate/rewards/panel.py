@@ -32,7 +32,7 @@ from premeditate.rewards.units import Unit, batches, units
 from premeditate.trace import Status, Verdict
 
 PARALLEL = 4
-"""Calls of one reward under way at a time, where it is `concurrent`."""
+"""Calls of one reward under way at a time, where it is `concurrent` and says no other number as `parallel`."""
 GRACE = 1.0
 """Seconds in which a thread has to take notice of a call's cancellation before it is left behind."""
 TRIES = 3
@@ -200,7 +200,9 @@ class _Seat:
                 f"the reward {self.name} has weight {entry.weight} and timeout {entry.timeout}",
                 "give a finite weight, and a timeout above 0 seconds",
             )
-        self._turns = asyncio.Semaphore(PARALLEL if getattr(self.reward, "concurrent", False) else 1)
+        concurrent = bool(getattr(self.reward, "concurrent", False))
+        self._parallel = (getattr(self.reward, "parallel", None) or PARALLEL) if concurrent else 1
+        self._turns = asyncio.Semaphore(self._parallel)
         self._lane: Lane | None = None
 
     async def score(self, samples: Sequence[Sample]) -> tuple[list[Verdict], float]:

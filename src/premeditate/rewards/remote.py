@@ -72,6 +72,7 @@ class RemoteReward:
         self.name = name or about.name
         self.max_batch: int | None = min(batch, about.items)
         self._next = 0
+        self._inside: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> Self:
@@ -89,10 +90,9 @@ class RemoteReward:
 
     async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
         """One verdict per sample, in order. Raises `RewardError` where the server scores other things than it did."""
-        turns = asyncio.Semaphore(self.parallel)
 
-        async def one(batch: list[int]) -> list[Verdict]:
-            async with turns:
+        async def one(batch: Unit) -> list[Verdict]:
+            async with self._turns():
                 return await self._batch([samples[i] for i in batch])
 
         calls = batches(units(samples, self.groupwise), self.max_batch)
@@ -104,6 +104,13 @@ class RemoteReward:
     async def aclose(self) -> None:
         for http in self._https:
             await http.aclose()
+
+    def _turns(self) -> asyncio.Semaphore:
+        """For all calls of `score` together; anew for each event loop, since a panel may come with another one."""
+        loop = asyncio.get_running_loop()
+        if self._inside is None or self._inside[0] is not loop:
+            self._inside = loop, asyncio.Semaphore(self.parallel)
+        return self._inside[1]
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
