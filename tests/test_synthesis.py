@@ -245,6 +245,38 @@ def test_one_bad_task_in_a_last_short_shard_is_only_counted(tmp_path: Path) -> N
         assert lost(made(folder, rows, resume=True)) == what
 
 
+class Dying(Painter):
+    """An editor that is there for the first `lives` edits only."""
+
+    def __init__(self, lives: int) -> None:
+        super().__init__("dying")
+        self.lives = lives
+
+    def _one(self, request: EditRequest) -> EditResult:
+        self.lives -= 1
+        return super()._one(request) if self.lives >= 0 else EditResult(None, error="out of memory")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_what_a_model_lost_after_its_death_is_made_when_it_is_back(tmp_path: Path, size: int) -> None:
+    with pytest.raises(DeadPart, match=r"the editor dying failed with all .*out of memory.*--resume"):
+        made(tmp_path, rows_of(40), parts_of(editors=(Dying(6),)), shard_size=size)
+    there = -(-6 // size)  # the shard in which it died is whole, with what it lost
+    assert len(list((tmp_path / "shards").iterdir())) == there
+    sheet = made(tmp_path, rows_of(40), parts_of(editors=(Dying(40),)), shard_size=size, resume=True)
+    assert sheet["shards"]["whole"] == 40 // size and sheet["edits"]["kept"] == 40 - (there * size - 6)
+
+
+def test_a_model_that_is_dead_for_a_few_tasks_of_each_shard_is_dead(tmp_path: Path) -> None:
+    """What the others of a shard came to says nothing of it."""
+    rows: list[TaskRow | BadRow] = [*rows_of(4), *(
+        BadRow(f"bad-{row.id}", "", "no picture") if i % 4 == 3 else row for i, row in enumerate(rows_of(40)[4:])
+    )]  # fmt: skip
+    with pytest.raises(DeadPart, match="out of memory"):
+        made(tmp_path, rows, parts_of(editors=(Dying(4),)))
+    assert len(list((tmp_path / "shards").iterdir())) == 2
+
+
 # -- the two forms ------------------------------------------------------------------------------------------------
 
 

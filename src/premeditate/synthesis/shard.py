@@ -28,7 +28,8 @@ from premeditate.synthesis.settings import Settings, key_of, seed_of
 from premeditate.trace import Checklist, ChecklistItem, Task, Verdict
 
 FEW = 8
-"""Tasks: where everything failed with fewer, they may be at fault, and the run ends only if nothing ever worked."""
+"""Tasks in a row: where everything failed with fewer, and with fewer than a shard has, they may be at fault, and the
+run ends only if nothing ever worked."""
 TASKS_LOST = ("unreadable task", "no principles")
 EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least accuracy")
 """Why a task or an edit is not in the data."""
@@ -109,6 +110,7 @@ class Maker:
         self.say: Say = say or (lambda stage, count: None)
         self.begun = begun
         self.proven: set[str] = set()
+        self.failed: Counter[str] = Counter()  # tasks since a part last worked
 
     async def make(self, rows: Sequence[TaskRow | BadRow]) -> tuple[list[JudgedEdit], Counts]:
         """The edits that are kept, in the order of tasks, editors and seeds. Their pictures are in the folder when
@@ -290,9 +292,15 @@ class Maker:
         """Raises `DeadPart` where every try failed, unless it was with few tasks and the part has worked before."""
         if len(failures) < total:
             self.proven.add(part)
-        elif total and not (tasks < FEW and (self.begun or part in self.proven)):
-            why, times = Counter(_reason(failure) for failure in failures).most_common(1)[0]
-            raise DeadPart(f"{part} failed with all {total} of a shard ({times} times: {why})", mend)
+            del self.failed[part]
+        elif total:
+            self.failed[part] += tasks
+            few = self.failed[part] < min(FEW, self.settings.shard_size)
+            if not (few and (self.begun or part in self.proven)):
+                why, times = Counter(_reason(failure) for failure in failures).most_common(1)[0]
+                said = f"{times} times: {why}" if times > 1 else f"one of them: {why}"
+                small = f"; if the tasks are at fault, begin anew with --shard-size {FEW} or more" if tasks < FEW else ""
+                raise DeadPart(f"{part} failed with all {total} of a shard ({said})", mend + small)
 
 
 def graded(candidate: Candidate, gold: Sequence[bool]) -> Candidate:
