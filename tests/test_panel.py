@@ -163,6 +163,22 @@ def test_calls_are_cut_to_what_the_reward_takes_and_groups_stay_whole_where_they
     assert [sorted(call) for call in plain.calls] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
+def test_the_panel_knows_how_long_it_may_take() -> None:
+    def patience(samples: int, submits: int, **attributes: Any) -> int:
+        """In turns of a call."""
+        entry = Entry(function(lambda ss: [1.0], **attributes), timeout=1800)
+        with panel_of(entry, Entry(function(lambda ss: [1.0]), name="quick", timeout=1)) as panel:
+            seconds = panel.patience(samples, submits)
+        assert 0 < seconds % 1800 < 100
+        return int(seconds // 1800)
+
+    assert patience(64, 1) == 1 and patience(64, 4) == 4
+    assert patience(64, 4, max_batch=16) == 16 and patience(65, 1, max_batch=16) == 5
+    assert patience(64, 4, max_batch=16, concurrent=True) == 4
+    # Groups of 5 in calls of 8: one in each.
+    assert patience(64, 1, max_batch=8, groupwise=True) >= 13
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,10 @@ from fastapi.responses import Response
 
 from premeditate.errors import ModelError
 from premeditate.rewards.base import RewardError, Sample
-from premeditate.rewards.panel import Entry
+from premeditate.rewards.panel import Entry, Panel
 from premeditate.rewards.remote import RemoteReward
 from premeditate.rewards.specs import load_reward
+from premeditate.serving.rewards import Limits
 from premeditate.trace import Verdict
 from support.command import premeditate
 from support.loopback import Loopback
@@ -149,6 +150,19 @@ def test_what_a_reward_does_wrong_is_said() -> None:
         assert result["status"] == "unavailable" and "timed out" in result["reason"] and result["scores"] == {}
     with Server(Entry(slow), seconds=0.2) as server:
         assert server.post(ask()).status_code == 504
+
+
+def test_a_reward_has_its_own_timeout_behind_a_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests at a time, one turn after the other, each longer than what a request has by default."""
+    monkeypatch.setattr("premeditate.serving.rewards.SECONDS", 0.05)
+
+    def slow(ss: Sequence[Sample]) -> list[float]:
+        threading.Event().wait(0.2)
+        return [1.0] * len(ss)
+
+    with Server(Entry(function(slow), timeout=WAIT)) as server, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: server.post(ask()), range(2)))
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 def _mortal(pipe: Any) -> None:
@@ -294,3 +308,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = premeditate("rewards", "serve", *words)
         assert done.code == 2 and said in done.err
     assert premeditate("rewards", "serve", "exakt").code == 5
+
+
+def test_the_command_gives_a_recipe_s_rewards_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float] = []
+
+    def app(panel: Panel, *, limits: Limits | None = None, **options: Any) -> None:
+        limits = limits or Limits()
+        seconds.append(limits.seconds or panel.patience(limits.items, limits.capacity))
+
+    monkeypatch.setattr("premeditate.serving.rewards.reward_app", app)
+    monkeypatch.setattr("premeditate.serving.rewards.serve", lambda *given, **options: None)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("rewards:\n  - {use: exact, timeout: 1800}\n  - {use: preservation, timeout: 5}\n")
+    assert premeditate("rewards", "serve", "--recipe", recipe).code == 0
+    assert premeditate("rewards", "serve", "preservation", "--timeout", "5").code == 0
+    assert seconds[0] > 1800 and 5 < seconds[1] < 600

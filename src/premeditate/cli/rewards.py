@@ -45,16 +45,15 @@ def serve(
     """Score edits for other machines: POST /score, GET /health. A recipe there says `use: http://HOST:PORT`."""
     try:
         from premeditate.serving.door import check_exposure
-        from premeditate.serving.rewards import Limits, reward_app
+        from premeditate.serving.rewards import reward_app
         from premeditate.serving.rewards import serve as run
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'premeditate[serve]'") from None
     key = os.environ.get(KEY, "").strip() or None
     check_exposure(host, key, KEY)  # before models are loaded
     with _panel(uses or [], recipe, timeout) as panel:
-        limits = Limits(seconds=max(Limits.seconds, 2 * timeout))
         typer.echo(f"{', '.join(panel.names)} on http://{host}:{port}" + (" (with a key)" if key else ""), err=True)
-        run(reward_app(panel, key=key, limits=limits, name=name), host, port, key=key)
+        run(reward_app(panel, key=key, name=name), host, port, key=key)
 
 
 def _panel(uses: list[str], recipe: Path | None, timeout: float) -> Panel:

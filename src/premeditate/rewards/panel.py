@@ -154,6 +154,11 @@ class Panel:
         """`submit` and wait."""
         return self.submit(samples).result()
 
+    def patience(self, samples: int, submits: int = 1) -> float:
+        """Seconds within which so many submits of so many samples each are answered, whatever the rewards do: all their
+        calls take all their time, one turn after the other."""
+        return max(seat.patience(samples, submits) for seat in self._seats)
+
     def close(self) -> None:
         """Cancels what is under way, gives rewards with an `aclose` the time to close, and ends the threads."""
         self._closed = True
@@ -221,6 +226,12 @@ class _Seat:
         await _together(one(batch) for batch in calls)
         spent = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
         return [found[i] for i in range(len(samples))], spent
+
+    def patience(self, samples: int, submits: int) -> float:
+        calls = math.ceil(samples / (getattr(self.reward, "max_batch", None) or max(1, samples)))
+        if getattr(self.reward, "groupwise", False):
+            calls *= 2  # whole groups may leave almost half of every call empty
+        return math.ceil(submits * calls / self._parallel) * (self.entry.timeout + 2 * GRACE)
 
     def _units(self, samples: Sequence[Sample]) -> list[Unit]:
         return units(samples, getattr(self.reward, "groupwise", False))

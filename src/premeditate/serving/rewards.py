@@ -33,20 +33,23 @@ from premeditate.serving.once import Answers, OtherRequest
 from premeditate.trace import Status, Task, Verdict
 
 _WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
+SECONDS = 600.0
+"""For the scoring of a request, at least."""
 SCORED_LATER = 1
 """Seconds after which a client that is told to come back shall."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request: `items` samples, `bytes` of body, `pixels` of all its pictures together, `seconds` for scoring,
-    `arrival` seconds for the body. `image`: of one picture. Of the server: `capacity` requests that it works on at a
-    time; `queue` more may wait, the rest is told to come back."""
+    """Of one request: `items` samples, `bytes` of body, `pixels` of all its pictures together, `seconds` for scoring
+    (None: what the timeouts of the panel's rewards allow, with the turns of all requests that are worked on; `SECONDS`
+    at least), `arrival` seconds for the body. `image`: of one picture. Of the server: `capacity` requests that it works
+    on at a time; `queue` more may wait, the rest is told to come back."""
 
     items: int = 64
     bytes: int = 128 << 20
     pixels: int = 256_000_000
-    seconds: float = 600.0
+    seconds: float | None = None
     arrival: float = 60.0
     image: images.Limits = field(default_factory=lambda: images.Limits(bytes=32_000_000, pixels=36_000_000))
     capacity: int = 4
@@ -102,6 +105,7 @@ class _Service:
         alone = panel.rewards[0] if len(panel.rewards) == 1 else ""
         self.dimensions = panel.dimensions[alone] if alone else panel.names
         self.name = name or alone or "panel"
+        self.seconds = limits.seconds or max(SECONDS, panel.patience(limits.items, limits.capacity))
         self.answers = Answers()
         self._inside, self._turns = 0, asyncio.Semaphore(limits.capacity)
 
@@ -182,10 +186,10 @@ class _Service:
         if not samples:
             return []
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(self.seconds):
                 scores = await self.panel.submit(samples).wait()
         except TimeoutError:
-            raise HTTPException(504, f"not scored within {self.limits.seconds:g} s; send fewer at a time") from None
+            raise HTTPException(504, f"not scored within {self.seconds:g} s; send fewer at a time") from None
         except RewardError as error:
             raise HTTPException(500, str(error)) from None
         except RuntimeError as error:  # the panel was closed
