@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from premeditate.rewards.checklist import ChecklistVerifier, vote
 from premeditate.rewards.checklists import canary, controls
 from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.verified import VerifiedReward
-from premeditate.trace import Answer, Verdict
+from premeditate.trace import Answer, Checklist, Verdict
 from support.checklists import GOOD, OTHER, PICTURE, Model, item, judge, said, sample
+from support.reward_server import Server
 from support.rewards import noise
 
 # -- answering ------------------------------------------------------------------------------------------------------
@@ -228,6 +230,16 @@ def test_a_reward_writes_answers_and_keeps_its_checklists(tmp_path: Path) -> Non
         right, untouched = asyncio.run(reward.score(edits))
         assert right.passed and untouched.scores == {"follow": 0, "keep": 1, "quality": 1}
     assert len(model.written) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_served_panel_judges_by_no_checklist_that_is_none() -> None:
+    lists = [Checklist(items=tuple(items)) for items in (ITEMS, [*ITEMS, item("?!")], [item("")], ITEMS * 9)]
+    asked = [replace(sample(), checklist=checklist) for checklist in lists]
+    with Server(VerifiedReward(ChecklistVerifier(Model("", answer=lambda question, request: 1.0)))) as server:
+        verdicts = asyncio.run(server.client().score(asked))
+    assert [v.status for v in verdicts] == ["scored", *["unparsable"] * 3]
+    assert [bool(v.scores) for v in verdicts] == [True, False, False, False]
+    assert "item 9 asks nothing" in verdicts[1].reason and "72 items" in verdicts[3].reason
 
 
 def test_weighted_counts_words_as_certain() -> None:

@@ -7,6 +7,7 @@ import math
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,21 @@ def test_a_checklist_that_the_task_brings_is_used_and_nobody_is_asked_for_one() 
     assert [v.scores for v in verdicts] == [{"quality": 1.0, "keep": 0.0}, {"follow": 1.0}, {}, {}]
     assert [v.status for v in verdicts[2:]] == ["unparsable"] * 2 and "meta.checklist" in verdicts[2].reason
     assert judge.written == []
+
+
+@pytest.mark.parametrize(("questions", "why"), [
+    (("yes?", ""), "item 2 asks nothing"), (("?!", "yes?"), "item 1 asks nothing"), (["yes?"] * 65, "it has 65 items"),
+])  # fmt: skip
+def test_a_checklist_that_is_none_is_never_answered_whichever_way_it_comes(questions: Sequence[str], why: str) -> None:
+    judge = Judge()
+    items = [ChecklistItem(question=question, dimension="keep") for question in questions]
+    by_meta = sample(PICTURE, PICTURE, checklist=[item.model_dump() for item in items])
+    by_sample = Sample(by_meta.task, PICTURE, PICTURE, Checklist(items=tuple(items)))
+    most = replace(by_sample, checklist=Checklist(items=(ChecklistItem(question="a", dimension="keep"),) * 64))
+    verdicts = score(VerifiedReward(ChecklistVerifier(judge)), by_meta, by_sample, most)
+    assert [v.status for v in verdicts] == ["unparsable"] * 2 + ["scored"] and judge.written == []
+    assert [v.scores for v in verdicts[:2]] == [{}, {}] and all(why in v.reason for v in verdicts[:2])
+    assert "meta.checklist" in verdicts[0].reason
 
 
 def test_a_verifier_without_a_reasoner_judges_what_it_can() -> None:

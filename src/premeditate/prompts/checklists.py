@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from premeditate.prompts.base import PromptSet, clean, defuse
-from premeditate.prompts.general import DIMENSIONS, MAX_FIELD, MAX_ITEMS, failure, read
+from premeditate.prompts.general import DIMENSIONS, MAX_FIELD, MAX_ITEMS, asks, failure, read
 from premeditate.trace import ChecklistItem, Dimension, Status
 
 VERSION = "1"
@@ -149,7 +149,7 @@ def _item(value: Any) -> ChecklistItem | None:
         return None
     question, kind = " ".join(clean(question).split())[:MAX_FIELD], " ".join(kind.lower().replace("_", " ").split())
     dimension = next((known for known in DIMENSIONS if known == kind), _ALSO.get(kind))
-    if dimension is None or not re.search(r"\w", question):
+    if dimension is None or not asks(question):
         return None
     return ChecklistItem(question=question, dimension=dimension)
 

@@ -175,7 +175,7 @@ class General:
         items = [_item(entry) for entry in found] if isinstance(found, list) else []
         # One unreadable question makes the test another test: the whole list is unparsable.
         good = [item for item in items if item is not None]
-        if not items or len(good) != len(items) or len(items) > MAX_ITEMS:
+        if not items or len(good) != len(items) or fault(good):
             return Checklist(status=failure(text), raw=clean(text))
         return Checklist(items=tuple(good), raw=clean(text))
 
@@ -208,6 +208,20 @@ class General:
             return Critique(status="unparsable", raw=clean(text))
         return Critique(status="scored", satisfied=satisfied, problem=problem, semantic=semantic, quality=quality,
                         prompt=prompt, base="last" if base == "last" else "original", raw=clean(text))  # fmt: skip
+
+
+def asks(question: str) -> bool:
+    """Whether a question holds a word at all."""
+    return re.search(r"\w", question) is not None
+
+
+def fault(items: Sequence[ChecklistItem]) -> str | None:
+    """Why these cannot be a checklist, whoever wrote them: there are too many, or one asks nothing. None where they
+    can."""
+    if len(items) > MAX_ITEMS:
+        return f"it has {len(items)} items, and at most {MAX_ITEMS} are taken"
+    silent = [number for number, item in enumerate(items, 1) if not asks(item.question)]
+    return f"its item {silent[0]} asks nothing" if silent else None
 
 
 def read(text: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -319,7 +333,7 @@ def _item(value: Any) -> ChecklistItem | None:
         return None
     question, dimension = _field(value.get("question")), value.get("dimension", value.get("kind"))
     dimension = dimension.strip().lower() if isinstance(dimension, str) else dimension
-    if dimension not in DIMENSIONS or not re.search(r"\w", question):
+    if dimension not in DIMENSIONS or not asks(question):
         return None
     return ChecklistItem(question=question, dimension=dimension)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from premeditate.errors import one_line
+from premeditate.prompts.general import fault
 from premeditate.reasoners.base import Reasoner
 from premeditate.rewards.base import RewardError, Sample, Verifier
 from premeditate.rewards.checklists.builder import ChecklistBuilder, subject_of
@@ -62,7 +63,9 @@ class VerifiedReward:
                 await close()
 
     async def _with_checklists(self, samples: Sequence[Sample]) -> list[Sample]:
-        ready = [replace(s, checklist=self._given(s.task)) if s.checklist is None else s for s in samples]
+        ready = [
+            replace(s, checklist=self._given(s.task) if s.checklist is None else whole(s.checklist)) for s in samples
+        ]
         lacking = [i for i, s in enumerate(ready) if s.checklist is None and self.verifier.wants_checklist(s.task)]
         if lacking and self.builder is not None:
             written = await self.builder.write([subject_of(ready[i]) for i in lacking])
@@ -94,6 +97,14 @@ def given(meta: Mapping[str, Any]) -> Checklist | None:
     if items is None:
         return None
     try:
-        return Checklist(items=tuple(ChecklistItem.model_validate(item) for item in items), author="the task")
+        found = Checklist(items=tuple(ChecklistItem.model_validate(item) for item in items), author="the task")
     except (ValueError, TypeError) as error:
         return Checklist(status="unparsable", raw=f"meta.checklist: {one_line(error)}", author="the task")
+    return whole(found, "meta.checklist: ")
+
+
+def whole(checklist: Checklist, where: str = "") -> Checklist:
+    """A checklist that came from outside, "unparsable" where it is none (`premeditate.prompts.general.fault`); the raw
+    text then says why, behind `where`."""
+    why = fault(checklist.items)
+    return checklist if why is None else Checklist(status="unparsable", raw=where + why, author=checklist.author)

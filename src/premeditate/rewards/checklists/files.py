@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from premeditate.errors import PremeditateError
 from premeditate.files import write_atomic
-from premeditate.prompts.general import MAX_ITEMS
+from premeditate.prompts.general import fault
 from premeditate.trace import Checklist, ChecklistItem
 
 FORMAT = "premeditate checklist 1"
@@ -91,8 +91,8 @@ def _filed(found: Any, where: Path, mend: str) -> Filed:
     data = {"items": found} if isinstance(found, list) else found
     if not isinstance(data, dict) or not isinstance(data.get("items"), list):
         raise ChecklistFileError(f"the checklist {where} holds no list of items", mend)
-    if not 0 < len(data["items"]) <= MAX_ITEMS:
-        raise ChecklistFileError(f"the checklist {where} has {len(data['items'])} items, not 1 to {MAX_ITEMS}", mend)
+    if not data["items"]:
+        raise ChecklistFileError(f"the checklist {where} has 0 items", mend)
     if unknown := [key for key in data if key not in _FIELDS]:
         raise ChecklistFileError(f"the checklist {where} has the unknown key {str(unknown[0])[:60]!r}",
                                  f"it knows {', '.join(_FIELDS)}")  # fmt: skip
@@ -107,9 +107,9 @@ def _filed(found: Any, where: Path, mend: str) -> Filed:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
             raise ChecklistFileError(f"item {number} of the checklist {where}: {place}: {first['msg']}", mend) from None
-        if not re.search(r"\w", item.question):
-            raise ChecklistFileError(f"item {number} of the checklist {where} asks nothing", mend)
         items.append(item)
+    if (why := fault(items)) is not None:
+        raise ChecklistFileError(f"the checklist {where} is none: {why}", mend)
     told = {key: data[key] for key in ("author", "note", "seconds", "tokens") if key in data}
     written = data.get("written")
     author = "a person" if written is None and "author" not in data else data.get("author", "")
