@@ -267,6 +267,16 @@ def test_what_a_model_lost_after_its_death_is_made_when_it_is_back(tmp_path: Pat
     assert sheet["shards"]["whole"] == 40 // size and sheet["edits"]["kept"] == 40 - (there * size - 6)
 
 
+@pytest.mark.parametrize(("size", "at"), [(8, 0), (4, 0), (8, 16)])
+def test_tasks_whose_pictures_are_gone_for_a_while_are_not_lost(tmp_path: Path, size: int, at: int) -> None:
+    rows = rows_of(24)
+    gone = [row if i < at else BadRow(row.id, "", "there is no picture /mnt/x.png") for i, row in enumerate(rows)]
+    with pytest.raises(DeadPart, match=rf"reading the tasks failed with all {size} .*/mnt/x.png.*--resume"):
+        made(tmp_path / "out", gone, shard_size=size)
+    sheet = made(tmp_path / "out", rows, shard_size=size, resume=at > 0)
+    assert sheet["shards"]["whole"] == 24 // size and sheet["edits"]["kept"] == 48 and not lost(sheet)
+
+
 def test_a_model_that_is_dead_for_a_few_tasks_of_each_shard_is_dead(tmp_path: Path) -> None:
     """What the others of a shard came to says nothing of it."""
     rows: list[TaskRow | BadRow] = [*rows_of(4), *(

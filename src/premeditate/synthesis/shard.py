@@ -34,6 +34,7 @@ TASKS_LOST = ("unreadable task", "no principles")
 EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least accuracy")
 """Why a task or an edit is not in the data."""
 MEND = "put that right and go on with --resume"
+GONE = "bring back the pictures that they name and go on with --resume, or begin anew with other tasks"
 Result = TypeVar("Result")
 Say = Callable[[str, int], None]
 """Told a stage as it begins, and how much there is of it."""
@@ -136,6 +137,7 @@ class Maker:
         self, rows: Sequence[TaskRow | BadRow], counts: Counts
     ) -> list[tuple[TaskRow, tuple[ChecklistItem, ...]]]:
         found: list[tuple[TaskRow, Checklist | None]] = []
+        unread: list[str] = []
         for row in rows:
             try:
                 if isinstance(row, BadRow):
@@ -145,9 +147,12 @@ class Maker:
                 if not row.images:
                     raise PremeditateError("it has no picture", "give at least one")
             except ValueError as error:
-                counts.lose("unreadable task", one_line(error, ValueError))
+                unread.append(one_line(error, ValueError))
+                counts.lose("unreadable task", unread[-1])
                 continue
             found.append((row, given(row.meta)))
+        # A disk that is not mounted makes all of them unreadable, and is no fault of theirs.
+        self._alive("reading the tasks", unread, len(rows), len(rows), GONE)
         lacking = [i for i, (_, checklist) in enumerate(found) if checklist is None]
         if lacking and self.parts.builder is not None:
             self.say("principles", len(lacking))
@@ -299,8 +304,9 @@ class Maker:
             if not (few and (self.begun or part in self.proven)):
                 why, times = Counter(_reason(failure) for failure in failures).most_common(1)[0]
                 said = f"{times} times: {why}" if times > 1 else f"one of them: {why}"
-                small = f"; if the tasks are at fault, begin anew with --shard-size {FEW} or more" if tasks < FEW else ""
-                raise DeadPart(f"{part} failed with all {total} of a shard ({said})", mend + small)
+                if self.settings.shard_size < FEW:
+                    mend += f"; if it is the tasks' fault, begin anew with --shard-size {FEW} or more"
+                raise DeadPart(f"{part} failed with all {total} of a shard ({said})", mend)
 
 
 def graded(candidate: Candidate, gold: Sequence[bool]) -> Candidate:
