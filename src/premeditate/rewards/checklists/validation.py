@@ -37,7 +37,9 @@ _AUXILIARY = "is|are|was|were|do|does|did|has|have|had|can|could|will|would|shou
 _FIRST = re.compile(rf"\b(?:(?P<open>what|which|who|whom|whose|where|when|why|how)|(?:{_AUXILIARY}))\b", re.IGNORECASE)
 _OPEN = re.compile(
     r"^(?:describe|list|name|rate|score|count|explain|give|tell|compare|write)\b|\bon a scale\b"
-    r"|\bfrom \d+ to \d+ (?:stars|points)\b|\bor not\?",
+    r"|\bfrom \d+ to \d+ (?:stars|points)\b|\bor not\?"
+    # "Is it red or is it blue?"
+    rf"|\bor (?:{_AUXILIARY}) (?:it|he|she|they|there|this|that|these|those|the)\b",
     re.IGNORECASE,
 )
 _HIDDEN = re.compile(
@@ -55,9 +57,14 @@ _WORDING = re.compile(
     r"|\bas (?:described|stated|mentioned) (?:in|by|above)\b",
     re.IGNORECASE,
 )
+# Words that turn a question round wherever they stand, and those that do so unless they only name the thing that is
+# asked about ("the clean shirt", "a hidden door").
 _NEGATED = re.compile(
-    r"\b(?:no|not|never|without|free|none|nothing|un\w+|invisible|hidden|absent|avoid\w*|clear of|clean|smooth|seamless"
-    r"|rather than|instead of|still|same|intact|remain\w*|as before)\b|n['’]t\b",
+    r"\b(?:no|not|never|without|none|nothing|free (?:of|from)|clear of|avoid\w*|rather than|instead of|same|intact"
+    r"|remain\w*|as before|un(?:affected|altered|blemished|blurred|broken|changed|damaged|distorted|disturbed|edited"
+    r"|harmed|interrupted|marked|marred|modified|moved|obstructed|scathed|spoil(?:ed|t)|touched|warped))\b|n['’]t\b|-free\b"
+    r"|(?<!\bthe )(?<!\ba )(?<!\ban )\b(?:invisible|hidden|absent|still"
+    r"|(?:clean|smooth|seamless)(?:ly)?(?= *(?:\?|$|[,;:]|(?:and|at|around|where|with|even|everywhere)\b)))\b",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
