@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,6 +68,21 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def from_first(self, make: Callable[[Callable[[], None]], Any]) -> Any:
+        """What the first process makes, on all of them (anything that pickles). What takes longer than `TIMEOUT` calls
+        the function that `make` gets in between: nobody waits longer than that for a sign of life."""
+        if not self.first:
+            while (told := self.gather(None)[0]) is None:
+                pass
+            return told[0]
+
+        def alive() -> None:
+            self.gather(None)
+
+        made = make(alive)
+        self.gather((made,))
+        return made
 
     def wait(self) -> None:
         if self.size > 1:

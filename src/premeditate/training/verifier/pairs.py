@@ -3,12 +3,10 @@ that are read when they are needed."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -16,17 +14,17 @@ from PIL import Image
 from premeditate.attribute import is_attribute
 from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed, same
 from premeditate.errors import PremeditateError, check_instruction, one_line
-from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
 from premeditate.rewards.verified import given
-from premeditate.trace import Checklist, ChecklistItem
+from premeditate.trace import ChecklistItem
 from premeditate.training.data import DataError, called
 from premeditate.training.verifier.recipe import Data
 
-_PORTION = 64
-"""Pairs whose pictures are open at a time while principles are written."""
 _SHOWN = 5
-_NO_PRINCIPLES, _UNWRITTEN = "no principles", "principles are"
+_NO_PRINCIPLES, UNWRITTEN = "no principles", "principles are"
+Principles = tuple[ChecklistItem, ...]
 Say = Callable[[str], None]
+Write = Callable[[Sequence[Pair | PairPaths]], Sequence[Principles | str]]
+"""The principles of each pair, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Comparison:
     """A pair of which one edit is preferred, with the principles that both are judged by."""
 
     pair: Pair | PairPaths
-    principles: tuple[ChecklistItem, ...]
+    principles: Principles
 
     @property
     def id(self) -> str:
@@ -50,36 +48,67 @@ class Comparison:
         return found.source, *(edits if found.preference == "first" else edits[::-1])
 
 
-def load(spec: str, count: int | None, data: Data, builder: ChecklistBuilder | None, say: Say) -> list[Comparison]:
-    """The first `count` pairs that `spec` names of which one edit is preferred. `builder`: writes the principles of
-    those that bring none along; pairs for which it cannot are left out of these. What was left out, and why, is said.
-    Pictures in files are read when they are needed. Raises `DataError` where no pair is left, and for principles that
-    are none; what the builder raises; `PairsError` for a file that cannot be read."""
-    left_out: Counter[str] = Counter()
-    usable: list[Comparison] = []
-    for row in _rows(spec, count, data):
-        if count is not None and len(usable) == count:
-            break
-        pair = row if isinstance(row, BadPair) else _checked(row)
-        if isinstance(pair, BadPair):
-            left_out[f"no pair ({pair.problem[:120]})"] += 1
-        elif pair.preference == "tie":
-            left_out["a tie"] += 1
-        else:
-            principles = _given(pair)
-            if not principles and builder is None:
-                left_out[_NO_PRINCIPLES] += 1
+def load(data: Data, write: Write | None, say: Say) -> tuple[list[Comparison], list[Comparison]]:
+    """The pairs to train on and those held out: the first data.train_count (data.eval_count) that the SPEC names of
+    which one edit is preferred. `write`: gives the principles of those that bring none along, called once for all;
+    pairs for which it has none are left out of these. What was left out, and why, is said. Pictures in files are read
+    when they are needed. Raises `DataError` where no pair is left; what `write` raises; `PairsError` for a file that
+    cannot be read."""
+    wanted = [(data.train, data.train_count)]
+    if data.eval is not None:
+        wanted.append((data.eval, data.eval_count))
+    found = [_selected(spec, count, data, write is not None) for spec, count in wanted]
+    for one in found:
+        if not one.rows:
+            one.tell(say)  # before anybody is asked for principles
+    lacking = [row for one in found for row in one.rows if not row.principles]
+    made = iter(write([row.pair for row in lacking]) if write is not None and lacking else ())
+    for one in found:
+        one.fill(made)
+        one.tell(say)
+    train, *held_out = (one.rows for one in found)
+    return train, held_out[0] if held_out else []
+
+
+@dataclass
+class _Found:
+    """The usable pairs of `spec`, those without principles among them; and the ids of those left out, by reason."""
+
+    spec: str
+    rows: list[Comparison] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, pair: Pair | PairPaths | BadPair, why: str) -> None:
+        self.left_out.setdefault(why, []).append(pair.id)
+
+    def fill(self, made: Iterator[Principles | str]) -> None:
+        """Gives the pairs without principles what was made for them, in order, and leaves out those without."""
+        rows, self.rows = self.rows, []
+        for row in rows:
+            principles: Principles | str = row.principles or next(made)
+            if isinstance(principles, str):
+                self.leave(row.pair, principles)
             else:
-                usable.append(Comparison(pair, principles))
-    found = usable if builder is None else _with_principles(usable, builder, left_out, say)
-    if left_out:
-        total, most = sum(left_out.values()), left_out.most_common(_SHOWN)
-        more = "" if len(most) == len(left_out) else f"; {total - sum(n for _, n in most)} others"
-        say(f"{total} pairs of {spec} are left out: {'; '.join(f'{n} {why}' for why, n in most)}{more}")
-    if not found:
-        why = left_out.most_common(1)[0][0] if left_out else "it is empty"
-        raise DataError(f"{spec} holds no pair to learn from ({why})", _mend(why))
-    return found
+                self.rows.append(replace(row, principles=principles))
+
+    def tell(self, say: Say) -> None:
+        """Says what is left out. Raises `DataError` where nothing else is there."""
+        reasons = sorted(self.left_out.items(), key=lambda reason: -len(reason[1]))
+        if reasons:
+            total, rest = sum(len(ids) for _, ids in reasons), sum(len(ids) for _, ids in reasons[_SHOWN:])
+            shown = "; ".join(f"{len(ids)} {why}, first {ids[0]}" for why, ids in reasons[:_SHOWN])
+            say(f"{total} pairs of {self.spec} are left out: {shown}" + (f"; {rest} others" if rest else ""))
+        if not self.rows:
+            why = reasons[0][0] if reasons else "it is empty"
+            raise DataError(f"{self.spec} holds no pair to learn from ({why})", _mend(why))
+
+
+def key(pair: Pair | PairPaths) -> str:
+    """SHA-256 of what names a pair, and who won. Of pictures in hand their pixels count, of those in files the
+    names."""
+    found = hashlib.sha256(json.dumps([pair.id, pair.instruction, pair.preference]).encode())
+    _add_pictures(found, pair)
+    return found.hexdigest()
 
 
 def digest(comparisons: Sequence[Comparison]) -> str:
@@ -90,12 +119,41 @@ def digest(comparisons: Sequence[Comparison]) -> str:
         pair = one.pair
         said = [pair.id, pair.instruction, pair.preference, [item.model_dump() for item in one.principles]]
         found.update(json.dumps(said).encode())
-        if isinstance(pair, Pair):
-            for image in (pair.source, pair.first, pair.second):
-                found.update(f"{image.size}".encode() + image.tobytes())
-        else:
-            found.update(json.dumps([str(pair.source), *map(str, pair.edits)]).encode())
+        _add_pictures(found, pair)
     return found.hexdigest()
+
+
+def _add_pictures(found: hashlib._Hash, pair: Pair | PairPaths) -> None:
+    if isinstance(pair, Pair):
+        for image in (pair.source, pair.first, pair.second):
+            found.update(f"{image.size}".encode() + image.tobytes())
+    else:
+        found.update(json.dumps([str(pair.source), *map(str, pair.edits)]).encode())
+
+
+def _selected(spec: str, count: int | None, data: Data, written: bool) -> _Found:
+    """`written`: pairs without principles will get some."""
+    found = _Found(spec)
+    for row in _rows(spec, count, data):
+        if count is not None and len(found.rows) == count:
+            break
+        pair = row if isinstance(row, BadPair) else _checked(row)
+        if isinstance(pair, BadPair):
+            found.leave(pair, no_pair(pair))
+        elif pair.preference == "tie":
+            found.leave(pair, "a tie")
+        else:
+            principles = _given(pair)
+            if not principles and not written:
+                found.leave(pair, _NO_PRINCIPLES)
+            else:
+                found.rows.append(Comparison(pair, principles))
+    return found
+
+
+def no_pair(bad: BadPair) -> str:
+    """Why a pair is left out."""
+    return f"no pair ({bad.problem[:120]})"
 
 
 def _rows(spec: str, count: int | None, data: Data) -> Iterable[Pair | PairPaths | BadPair]:
@@ -117,7 +175,7 @@ def _checked(row: Pair | PairPaths) -> Pair | PairPaths | BadPair:
     return replace(row, instruction=text)
 
 
-def _given(row: Pair | PairPaths) -> tuple[ChecklistItem, ...]:
+def _given(row: Pair | PairPaths) -> Principles:
     """The principles that a pair brings along, () for none. Raises `DataError` for some that are none."""
     checklist = given(row.meta)
     if checklist is not None and checklist.status != "scored":
@@ -126,41 +184,9 @@ def _given(row: Pair | PairPaths) -> tuple[ChecklistItem, ...]:
     return () if checklist is None else checklist.items
 
 
-def _with_principles(
-    rows: Sequence[Comparison], builder: ChecklistBuilder, left_out: Counter[str], say: Say
-) -> list[Comparison]:
-    """`rows` without those that have no principles and get none."""
-    lacking = [i for i, row in enumerate(rows) if not row.principles]
-    written: dict[int, tuple[ChecklistItem, ...]] = {}
-    for start in range(0, len(lacking), _PORTION):
-        if start:
-            say(f"principles of {start} of {len(lacking)} pairs are written")
-        ready: dict[int, Pair] = {}
-        for i in lacking[start : start + _PORTION]:
-            row = rows[i].pair
-            pair = row.open() if isinstance(row, PairPaths) else row
-            if isinstance(pair, BadPair):
-                left_out[f"no pair ({pair.problem[:120]})"] += 1
-            else:
-                ready[i] = pair
-        subjects = [Subject((pair.source,), pair.instruction) for pair in ready.values()]
-        for i, checklist in zip(ready, asyncio.run(builder.write(subjects)), strict=True):
-            if checklist.status == "scored" and checklist.items:
-                written[i] = checklist.items
-            else:
-                left_out[_unwritten(checklist)] += 1
-    full = (replace(row, principles=row.principles or written.get(i, ())) for i, row in enumerate(rows))
-    return [row for row in full if row.principles]
-
-
-def _unwritten(checklist: Checklist) -> str:
-    why = " ".join((checklist.note or checklist.raw).split())[:120]
-    return f"{_UNWRITTEN} {checklist.status}" + (f" ({why})" if why else "")
-
-
 def _mend(why: str) -> str:
     if why == _NO_PRINCIPLES:
         return "give data.checklists=SPEC, a reasoner that writes principles"
-    if why.startswith(_UNWRITTEN):
+    if why.startswith(UNWRITTEN):
         return "give another reasoner for data.checklists, or pairs that bring principles along (meta.checklist)"
     return "give pairs of which one edit is preferred"

@@ -19,7 +19,7 @@ class Data(Part):
     of a file. Ties are left out.
 
     `checklists`: the SPEC of the reasoner that writes the principles of pairs that bring none along
-    (meta["checklist"]); `folder`: keeps what it wrote."""
+    (meta["checklist"]) when a run begins; `folder`: keeps what it wrote, for other runs too."""
 
     train: str = "premeditate.microworld.pairs:training_pairs"
     train_count: Count | None = 2048

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from premeditate import presets
-from premeditate.engine.pooled import pooled
+from premeditate.datasets.preferences import Pair, PairPaths
 from premeditate.reasoners.transformers import TransformersReasoner
-from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.panel import Entry, Panel
+from premeditate.training.checkpoint import newest
 from premeditate.training.distributed import World
 from premeditate.training.errors import TrainingError
 from premeditate.training.loop import Parts
@@ -20,8 +19,9 @@ from premeditate.training.run import TASKS, WEIGHTS, Built, OnFigures, Say, run
 from premeditate.training.tokens import export
 from premeditate.training.tokens.base import LANGUAGE, Base, load_base, resolve
 from premeditate.training.tokens.model import TokenModel
-from premeditate.training.verifier.pairs import Comparison, digest, load
+from premeditate.training.verifier.pairs import Comparison, Principles, digest, load
 from premeditate.training.verifier.policy import PairPolicy
+from premeditate.training.verifier.principles import principles
 from premeditate.training.verifier.recipe import VerifierRecipe
 from premeditate.training.verifier.rewards import Ordered, Stated
 from premeditate.training.weights import fingerprint
@@ -34,11 +34,10 @@ def train_gcpo(
     `premeditate.training.editor.train`; held-out figures are pairs.accuracy, pairs.ties_half and pairs.margin."""
 
     def build(world: World, tell: Say, stack: ExitStack) -> Built:
-        train, held_out = _pairs(recipe, tell)
+        train, held_out = _pairs(recipe, world, tell)
         data = digest(train)
         if len(set(world.gather(data))) > 1:  # a row's number is to mean the same pair everywhere
-            raise TrainingError("the processes do not have the same pairs, for principles were written differently",
-                                "write them with one process first, and keep them: data.folder=FOLDER")  # fmt: skip
+            raise TrainingError("the processes do not read the same pairs", "give all of them the same data.train")
         panel = stack.enter_context(Panel([Entry(Stated())]))
         judge = stack.enter_context(Panel([Entry(Ordered())]))
         base = load_base(recipe.model)
@@ -65,13 +64,13 @@ def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
     return TokenModel(reasoner, frozen)
 
 
-def _pairs(recipe: VerifierRecipe, say: Say) -> tuple[list[Comparison], list[Comparison]]:
-    data, builder = recipe.data, None
-    if data.checklists is not None:
-        builder = ChecklistBuilder(pooled(presets.load_reasoner(data.checklists)), folder=data.folder)
-    train = load(data.train, data.train_count, data, builder, say)
-    held_out = [] if data.eval is None else load(data.eval, data.eval_count, data, builder, say)
-    return train, held_out
+def _pairs(recipe: VerifierRecipe, world: World, say: Say) -> tuple[list[Comparison], list[Comparison]]:
+    out = Path(recipe.out)
+
+    def write(rows: Sequence[Pair | PairPaths]) -> list[Principles | str]:
+        return principles(rows, recipe.data, out, world, say, resumed=newest(out) is not None)
+
+    return load(recipe.data, None if recipe.data.checklists is None else write, say)
 
 
 def _export(
