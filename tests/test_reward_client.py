@@ -61,6 +61,15 @@ def test_every_error_hands_the_turn_to_the_next_server(fault: str) -> None:
         assert (len(first.keys), len(second.keys)) == (1, 1) and first.keys == second.keys
 
 
+def test_a_server_is_told_whether_the_client_comes_again() -> None:
+    with Faulty("500", "500", "500") as server:
+        faulty_score(server)
+        assert [seconds > 10 for seconds in server.returns] == [True, True, False] and server.returns[2] == 0
+    with Faulty("500", "500") as first, Faulty("500") as second:
+        score(RemoteReward.load(f"{first.origin},{second.origin}", wait=0, timeout=60), samples(2))
+        assert first.returns[0] > 30 and first.returns[1:] == [0] and second.returns == [0]
+
+
 def test_a_server_that_has_no_time_does_not_use_up_the_tries_of_another_one() -> None:
     with Faulty(*["503"] * 5) as first, Faulty("500", "500", "503") as second:
         client = RemoteReward.load(f"{first.origin},{second.origin}", wait=0, timeout=WAIT)

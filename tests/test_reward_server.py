@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,6 @@ from premeditate.rewards.base import Sample
 from premeditate.rewards.panel import Entry
 from premeditate.rewards.specs import load_reward
 from premeditate.serving.door import Exposed, check_exposure
-from premeditate.serving.once import Answers, OtherRequest
 from premeditate.serving.rewards import serve
 from premeditate.trace import Checklist, Task
 from support.reward_server import ITEM, NOISE, RED, Judge, Server, ask, b64, counted, counting, score
@@ -284,52 +283,42 @@ def test_a_key_under_way_is_joined_and_outlives_who_asked_first() -> None:
     assert calls == [1]
 
 
-def test_a_client_without_a_key_that_leaves_ends_the_work() -> None:
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "a", "Premeditate-Return": "0"}])
+def test_a_client_that_leaves_for_good_ends_the_work(headers: dict[str, str]) -> None:
     ended = threading.Event()
 
     async def slow(ss: Sequence[Sample]) -> list[float]:
         try:
-            await asyncio.sleep(WAIT)
+            await asyncio.Event().wait()
         finally:
             ended.set()
         return [1.0]
 
-    with Server(function(slow, name="slow")) as server:
+    with Server(function(slow, name="slow"), capacity=1) as server:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.origin}/score", json=ask(), timeout=0.5, trust_env=False)
+            httpx.post(f"{server.origin}/score", json=ask(), headers=headers, timeout=0.5, trust_env=False)
         assert ended.wait(WAIT)
 
 
-def test_answers_are_kept_within_bounds_and_failures_not_at_all() -> None:
-    async def play() -> None:
-        made: list[str] = []
+def test_what_a_client_gave_up_does_not_hold_up_the_next_one() -> None:
+    """A judge that is too slow for the client's patience, and one request at a time."""
+    calls: list[int] = []
 
-        def work(word: str) -> Callable[[], Any]:
-            async def do() -> bytes:
-                made.append(word)
-                await asyncio.sleep(0)
-                if word == "bad":
-                    raise ValueError("no")
-                return word.encode() * 10
+    async def judge(ss: Sequence[Sample]) -> list[float]:
+        calls.append(len(ss))
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return [1.0] * len(ss)
 
-            return do
+    with Server(function(judge, name="judge"), capacity=1) as server:
+        lost = score(server.client("?tries=2&timeout=2"), samples(2))
+        assert {v.status for v in lost} == {"unavailable"}
+        assert {v.status for v in score(server.client(), samples(3))} == {"scored"}
+    assert calls == [2, 3]  # the second try joined the first one's work
 
-        answers = Answers(most=3, bytes=100)
-        for word in ("a", "b", "c", "d"):
-            assert await answers.get(word, word, work(word)) == word.encode() * 10
-        assert await answers.get("d", "d", work("d")) == b"d" * 10 and made == ["a", "b", "c", "d"]
-        await answers.get("a", "a", work("a"))  # forgotten: it was the oldest
-        assert made.count("a") == 2
-        with pytest.raises(OtherRequest):
-            await answers.get("a", "other", work("a"))
-        for _ in range(2):
-            with pytest.raises(ValueError, match="no"):
-                await answers.get("bad", "bad", work("bad"))
-        assert made.count("bad") == 2
-        heavy = Answers(bytes=15)
-        for word in ("a", "b", "a"):
-            await heavy.get(word, word, work(word))
-        await heavy.get("b", "b", work("b"))
-        assert made.count("b") == 3
 
-    asyncio.run(play())
+@pytest.mark.parametrize("seconds", ["soon", "-1", "inf", "nan"])
+def test_a_return_that_is_no_time_is_refused(seconds: str) -> None:
+    with counting() as server:
+        answer = server.post(ask(), {"Idempotency-Key": "a", "Premeditate-Return": seconds})
+        assert answer.status_code == 422 and "Premeditate-Return" in answer.text

@@ -122,7 +122,7 @@ class Faulty(Loopback):
 
     def __init__(self, *faults: str, results: Any = None, dimensions: tuple[str, ...] = ("score",)) -> None:
         super().__init__()
-        self.faults, self.keys = list(faults), list[str]()
+        self.faults, self.keys, self.returns = list(faults), list[str](), list[float]()
         self.results, self.dimensions = results, dimensions
         self.app.get("/health")(lambda: {
             "status": "ok", "protocol": 1, "name": "faulty", "dimensions": ["score"], "items": 8, "bytes": 10**6,
@@ -132,6 +132,7 @@ class Faulty(Loopback):
     async def _score(self, request: Request) -> Response:
         body = await request.json()
         self.keys.append(request.headers["idempotency-key"])
+        self.returns.append(float(request.headers["premeditate-return"]))
         match self.faults.pop(0) if self.faults else None:
             case "503":
                 return JSONResponse({"detail": "later"}, 503, headers={"Retry-After": "0"})

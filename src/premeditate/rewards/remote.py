@@ -29,7 +29,7 @@ from premeditate.local import check_options
 from premeditate.remote import EndpointError, Http, api_key, read_json
 from premeditate.rewards.base import RewardError, Sample
 from premeditate.rewards.units import Unit, batches, units
-from premeditate.rewards.wire import KEY, PROTOCOL, About, Told
+from premeditate.rewards.wire import GRACE, KEY, PROTOCOL, RETURN, About, Told
 from premeditate.trace import Verdict
 
 OPTIONS = ("name", "key", "timeout", "batch", "parallel", "tries", "wait")
@@ -150,7 +150,11 @@ class RemoteReward:
         while True:
             http = self._https[turn]
             try:
-                share = max(until - clock(), 0.001) / (self.tries - failures)
+                left, more = max(until - clock(), 0.001), self.tries - failures - 1
+                share = left / (more + 1)
+                # Back after a try at every other server, of which each may have its share of all that is left now.
+                back = 0.0 if more < servers else (servers - 1) * left / more + GRACE
+                headers[RETURN] = f"{back:.3f}"
                 response = await http.call("POST", "/score", timeout=share, content=body, headers=headers)
                 return self._read(http.host, response, count)
             except EndpointError as error:

@@ -1,7 +1,8 @@
 """What a reward server and its client say to each other, as JSON. `docs/reward-models.md` shows it by example.
 
     GET  /health  -> About
-    POST /score   Ask -> Told        with Idempotency-Key: sent again, it is answered again and scored once
+    POST /score   Ask -> Told        with Idempotency-Key: sent again, it is answered again and scored once;
+                                     with Premeditate-Return: SECONDS within which it is sent again if it is broken off
 
 Pictures are PNG, JPEG, WebP and the others that `premeditate.images` reads, in base64 or as files of a form; never
 addresses. Nothing is pickled.
@@ -19,6 +20,11 @@ PROTOCOL = 1
 """Raised where an old client would misread a new server, or the other way round."""
 KEY = "PREMEDITATE_REWARD_KEY"
 """The environment variable with the bearer key, of server and client."""
+RETURN = "Premeditate-Return"
+"""The header of a request with an Idempotency-Key: seconds after which its client, once it has left, will not come
+again. What nobody will come for is not scored."""
+GRACE = 30.0
+"""`RETURN` of a request that does not say: time for a pause, a connection and the body's way."""
 Picture = Annotated[StrictInt, Field(ge=0)] | StrictStr
 """An index into the request's pictures, or the picture itself in base64."""
 

@@ -13,7 +13,8 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from premeditate import images
 from premeditate.errors import ImageError, InstructionError, PremeditateError, check_instruction, one_line
 from premeditate.rewards.base import RewardError, Sample
 from premeditate.rewards.panel import Panel
-from premeditate.rewards.wire import KEY, PROTOCOL, About, Ask, AskedSample, Told
+from premeditate.rewards.wire import GRACE, KEY, PROTOCOL, RETURN, About, Ask, AskedSample, Told
 from premeditate.serving.door import Door, bounded, check_exposure
 from premeditate.serving.once import Answers, OtherRequest
 from premeditate.trace import Status, Task, Verdict
@@ -129,9 +130,10 @@ class _Service:
             raise HTTPException(422, "the Idempotency-Key is longer than 200 characters")
         try:
             if key:
-                body = await self.answers.get(key, sent.content, lambda: self._answer(sent))
+                work = self.answers.get(key, sent.content, lambda: self._answer(sent), _back(request))
             else:
-                body = await _unless_gone(request, self._answer(sent))
+                work = self._answer(sent)
+            body = await _unless_gone(request, work)
         except OtherRequest:
             raise HTTPException(422, "this Idempotency-Key was used for another request; choose a new one") from None
         return Response(body, media_type="application/json")
@@ -271,8 +273,19 @@ def _parse(body: bytes) -> Ask:
         raise HTTPException(422, detail) from None
 
 
-async def _unless_gone(request: Request, work: Any) -> bytes:
-    """The result of `work`, which is cancelled when the client leaves: nobody can ask for it again."""
+def _back(request: Request) -> float:
+    """Seconds within which the client comes again where it leaves. Raises 422 for what are none."""
+    try:
+        seconds = float(request.headers.get(RETURN, GRACE))
+        if 0 <= seconds < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise HTTPException(422, f"the {RETURN} is no number of seconds")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, bytes]) -> bytes:
+    """The result of `work`, which is cancelled when the client leaves."""
     task = asyncio.ensure_future(work)
 
     async def left() -> None:
