@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from premeditate.microworld.render import render
 from premeditate.microworld.tasks import sample_tasks
 from premeditate.prompts.general import General
 from premeditate.reasoners.base import ChatRequest, Completion
+from premeditate.rewards import checklist
 from premeditate.rewards.checklist import ChecklistVerifier, vote
 from premeditate.rewards.checklists import canary, controls
 from premeditate.rewards.checklists.builder import ChecklistBuilder
@@ -162,6 +164,36 @@ def test_the_source_is_asked_about_once_per_task() -> None:
     assert len(about_source) == 8 and len(model.asked) == 8 + 2 * 24
     asyncio.run(verifier.canaries(edits))
     assert len(model.asked) == 8 + 2 * 24
+
+
+@pytest.mark.parametrize("way", ["verify", "canaries"])
+def test_an_answer_about_the_source_may_be_forgotten_while_a_call_waits(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checklist, "KEPT", 8)
+
+    class Slow(Model):
+        """Answers questions about `PICTURE` itself only when the gate is open."""
+
+        async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
+            if all(request.images[0] is PICTURE for request in requests):
+                await gate.wait()
+            return await super().chat(requests)
+
+    async def all_of_it() -> Any:
+        other = sample(OTHER, PICTURE, items=[item(f"Is it {k}?", "keep") for k in range(8)])
+        await verifier.verify([sample(PICTURE.copy(), items=ITEMS)])
+        more = [item("Is the kettle gone?"), *ITEMS]
+        waiting = asyncio.ensure_future(getattr(verifier, way)([sample(items=more)]))
+        await asyncio.sleep(0)
+        await verifier.verify([other])
+        gate.set()
+        return await waiting
+
+    gate = asyncio.Event()
+    verifier = ChecklistVerifier(Slow("", answer=look), canary=True, controls=controls.none)
+    (found,) = asyncio.run(all_of_it())
+    assert len(found.answers if way == "verify" else found.items) == 9
 
 
 def test_an_exposed_item_is_exposed_for_every_edit_of_its_task() -> None:

@@ -55,8 +55,7 @@ class _Question:
 
 @dataclass
 class _Plan:
-    """What is asked for one sample. `sources`: for each item, its answer about the source, or its key where that is not
-    known yet."""
+    """What is asked for one sample. `keys`: what each item's answer about the source is remembered by."""
 
     items: list[_Question] = field(default_factory=list)
     controls: list[tuple[Control, _Question]] = field(default_factory=list)
@@ -104,10 +103,10 @@ class ChecklistVerifier:
         """One verdict per sample, in order. Raises what the reasoner raises."""
         start = time.perf_counter()
         plans = [self._plan(sample) for sample in samples]
-        new = self._untried(list(zip(samples, plans, strict=True))) if self.canary else {}
+        tried, new = self._about_sources(list(zip(samples, plans, strict=True))) if self.canary else ({}, {})
         asked = [q for plan in plans for q in (*plan.items, *(question for _, question in plan.controls))]
         await self._answer([*asked, *new.values()])
-        tried = {key: canaries.tried(question.final) for key, question in new.items()}
+        tried |= {key: canaries.tried(question.final) for key, question in new.items()}
         if self.explain:
             await self._explain([question for plan in plans for question in plan.items])
         seconds = (time.perf_counter() - start) / max(1, len(samples))
@@ -119,12 +118,11 @@ class ChecklistVerifier:
         """What the judge says of each sample's checklist where nothing was edited; the edit is not looked at. Raises
         what the reasoner raises."""
         plans = [_Plan(_questions(s), keys=_keys(s)) for s in samples]
-        new = self._untried(list(zip(samples, plans, strict=True)))
+        tried, new = self._about_sources(list(zip(samples, plans, strict=True)))
         await self._answer(list(new.values()))
-        known = {key: self._tried[key] for plan in plans for key in plan.keys if key in self._tried}
-        known |= {key: canaries.tried(question.final) for key, question in new.items()}
-        self._remember(known)
-        return [Canary(tuple(known[key] for key in plan.keys)) for plan in plans]
+        tried |= {key: canaries.tried(question.final) for key, question in new.items()}
+        self._remember(tried)
+        return [Canary(tuple(tried[key] for key in plan.keys)) for plan in plans]
 
     def _plan(self, sample: Sample) -> _Plan:
         items = _questions(sample)
@@ -134,14 +132,18 @@ class ChecklistVerifier:
         controls = [(control, _Question(pair, control.item)) for control in self.controls(sample)]
         return _Plan(items, controls, _keys(sample))
 
-    def _untried(self, work: Sequence[tuple[Sample, _Plan]]) -> dict[str, _Question]:
-        """The items that nobody asked about the source yet, each once."""
-        return {
-            key: _Question((sample.source, sample.source), question.item)
-            for sample, plan in work
-            for key, question in zip(plan.keys, plan.items, strict=True)
-            if key not in self._tried
-        }
+    def _about_sources(self, work: Sequence[tuple[Sample, _Plan]]) -> tuple[dict[str, Tried], dict[str, _Question]]:
+        """By key: what is known about the sources, which other calls may make us forget while this one waits; and the
+        items that nobody asked about them yet, each once."""
+        known: dict[str, Tried] = {}
+        new: dict[str, _Question] = {}
+        for sample, plan in work:
+            for key, question in zip(plan.keys, plan.items, strict=True):
+                if key in self._tried:
+                    known[key] = self._tried[key]
+                else:
+                    new[key] = _Question((sample.source, sample.source), question.item)
+        return known, new
 
     def _remember(self, tried: dict[str, Tried]) -> None:
         self._tried |= {key: one for key, one in tried.items() if one.answer.status == "scored"}
@@ -210,8 +212,7 @@ class ChecklistVerifier:
             return Verdict(status=status, verifier=self.name, reason=f"the checklist is {status}", seconds=seconds)
         answers = [question.final for question in plan.items]
         if plan.keys:
-            sources = [tried.get(key) or self._tried[key] for key in plan.keys]
-            answers = [canaries.mark(answer, about) for answer, about in zip(answers, sources, strict=True)]
+            answers = [canaries.mark(a, tried[key]) for a, key in zip(answers, plan.keys, strict=True)]
         fault = failed([c for c, _ in plan.controls], [q.final for _, q in plan.controls])
         if fault:
             answers = [Answer(item=a.item, status="unavailable", evidence=fault[:_EVIDENCE]) for a in answers]
