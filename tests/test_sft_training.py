@@ -254,6 +254,13 @@ def test_a_halved_base_trains_adapters_in_float32(data: Path, tmp_path: Path) ->
 # -- what cannot be ---------------------------------------------------------------------------------------------------
 
 
+def test_data_in_which_every_edit_was_lost_is_refused_before_a_model_is_loaded(data: Path, tmp_path: Path) -> None:
+    lost = write(tmp_path / "lost", [])
+    for told in ({"train": str(lost)}, {"train": str(data), "eval": str(lost)}):
+        with pytest.raises(judged.JudgedError, match=r"lost holds no judged edits: its shards .*datasheet\.md"):
+            train_sft(recipe(data, tmp_path / "run", data=told))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [

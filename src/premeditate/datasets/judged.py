@@ -65,13 +65,19 @@ class JudgedEdit(Record):
 
 
 def read(folder: Path) -> Iterator[JudgedEdit]:
-    """The judged edits of `folder`, shard after shard. Raises `JudgedError` where there are none, and for a line that
-    is none."""
+    """The judged edits of `folder`, shard after shard. Raises `JudgedError` where there are none, at the end where all
+    shards are empty, and for a line that is none."""
     shards = sorted((folder / SHARDS).glob("*.jsonl"))
     if not shards:
         raise JudgedError(f"{folder} holds no judged edits", "make them: premeditate data rrm")
+    empty = True
     for shard in shards:
-        yield from read_shard(shard)
+        for edit in read_shard(shard):
+            empty = False
+            yield edit
+    if empty:
+        raise JudgedError(f"{folder} holds no judged edits: its shards are empty",
+                          "read what became of them in its datasheet.md, and make others")  # fmt: skip
 
 
 def read_shard(path: Path) -> Iterator[JudgedEdit]:

@@ -165,7 +165,7 @@ def collect(folder: Path, recipe: SftRecipe, words: Words, encoder: Encoder, mos
         if count:
             writer.finalize()
     if not count:
-        raise JudgedError(f"{folder} holds nothing to learn from: {_reasons(left) or 'it is empty'}",
+        raise JudgedError(f"{folder} holds nothing to learn from: {_reasons(left)}",
                           "lower min_accuracy, give another mode, or make more: premeditate data rrm")  # fmt: skip
     return Lessons(count, dict(left), digest.hexdigest(), longest)
 

@@ -57,7 +57,8 @@ def train_sft(
             trainers = _trainers()
             portions(recipe.batch, devices)
             preset = resolve(recipe.model.base)
-            next(judged.read(Path(recipe.data.train)))
+            for folder in filter(None, (recipe.data.train, recipe.data.eval)):
+                next(judged.read(Path(folder)))
             path = checkpoints.start(out, resume=resume, say=tell)
             base = load_base(recipe.model)
             encoder = Encoder(base.processor, base.limit)
