@@ -24,10 +24,10 @@ from premeditate.rewards.panel import Entry, Panel
 from premeditate.rewards.remote import RemoteReward
 from premeditate.rewards.specs import load_reward
 from premeditate.serving.rewards import Limits
-from premeditate.trace import Verdict
+from premeditate.trace import Answer, Verdict
 from support.command import premeditate
 from support.loopback import Loopback
-from support.reward_server import Faulty, Server, ask, counted, counting, score
+from support.reward_server import ITEM, Faulty, Server, ask, counted, counting, score
 from support.rewards import WAIT, function, panel_of, samples
 
 # -- when it goes wrong -----------------------------------------------------------------------------------------------
@@ -102,6 +102,17 @@ def test_what_stays_broken_is_unavailable_and_never_0(faults: list[str], calls: 
 def test_answers_that_are_none_are_no_scores(results: Any) -> None:
     with Faulty(results=results) as server:
         assert {v.status for v in faulty_score(server, tries=1)} == {"unavailable"}
+
+
+def test_what_a_newer_server_says_besides_is_ignored() -> None:
+    item = {"question": "is it red?", "dimension": "follow", "weight": 2}
+    answer = {"item": item, "status": "scored", "yes": True, "entropy": 0.1}
+    result = {"status": "scored", "scores": {"score": 0.5}, "answers": [answer], "model": {"size": 7}}
+    with Faulty(results=[result] * 2) as server:
+        verdict, _ = faulty_score(server, tries=1)
+    assert verdict == Verdict(
+        status="scored", scores={"score": 0.5}, answers=(Answer(item=ITEM, status="scored", yes=True),)
+    )
 
 
 def test_a_server_that_changes_its_rewards_ends_the_run() -> None:
@@ -317,6 +328,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = premeditate("rewards", "serve", *words)
         assert done.code == 2 and said in done.err
     assert premeditate("rewards", "serve", "exakt").code == 5
+    done = premeditate("rewards", "serve", "preservation", "preservation")
+    assert done.code == 5 and "two rewards are called preservation" in done.err and "--recipe" in done.err
+    recipe.write_text("rewards:\n  - {use: preservation}\n  - {use: preservation, name: again}\n")
+    done = premeditate("rewards", "serve", "--recipe", recipe)  # as it was told
+    assert done.code == 0 and "again.psnr" in done.err
 
 
 def test_the_command_gives_a_recipe_s_rewards_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,6 +260,10 @@ def test_the_same_key_has_the_same_answer_and_is_scored_once() -> None:
         other = server.post(ask(0, 0), {"Idempotency-Key": "a"})
         assert other.status_code == 422 and "another request" in other.text
         assert server.post(ask(), {"Idempotency-Key": "b"}).status_code == 200 and calls == [1, 1]
+        form = {"data": {"request": json.dumps({"samples": ask()["samples"]})},
+                "files": [("images", ("a", base64.b64decode(b64(RED))))]}  # fmt: skip
+        assert server.post(None, {"Idempotency-Key": "b"}, **form).status_code == 422  # another form, another request
+        assert server.post(None, {"Idempotency-Key": "c"}, **form).status_code == 200
 
 
 def test_a_key_under_way_is_joined_and_outlives_who_asked_first() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from premeditate.cli.guard import guarded
+from premeditate.errors import ModelError
 
 if TYPE_CHECKING:
     from premeditate.reasoners.base import Reasoner
@@ -57,14 +58,21 @@ def serve(
 
 
 def _panel(uses: list[str], recipe: Path | None, timeout: float) -> Panel:
-    """Raises ValueError for both or none, and what the rewards raise."""
+    """Raises ValueError for both or none, `ModelError` for two of one name, and what the rewards raise."""
     from premeditate.rewards.panel import Entry, Panel, build_panel
     from premeditate.rewards.specs import load_reward
 
     if bool(uses) == (recipe is not None):
         raise ValueError("say which rewards: either USE... (for example exact), or --recipe FILE")
     if recipe is None:
-        return Panel([Entry(load_reward(use, _reasoner), timeout=timeout) for use in uses])
+        entries = [Entry(load_reward(use, _reasoner), timeout=timeout) for use in uses]
+        names = [entry.reward.name for entry in entries]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ModelError(
+                f"two rewards are called {twice}",
+                "serve each once, or give them names in a recipe (rewards.1.name=...) and serve that: --recipe FILE",
+            )
+        return Panel(entries)
     from premeditate.config import load_config
     from premeditate.training.recipe import Recipe
 

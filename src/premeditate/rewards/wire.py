@@ -10,11 +10,12 @@ addresses. Nothing is pickled.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
-from premeditate.trace import Checklist, Verdict
+from premeditate.trace import Answer, Checklist, ChecklistItem, Verdict
 
 PROTOCOL = 1
 """Raised where an old client would misread a new server, or the other way round."""
@@ -56,11 +57,28 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer server may say more
 
 
+_PARTS: dict[str, type[BaseModel]] = {"answers": Answer, "item": ChecklistItem}
+
+
+def _known(model: type[BaseModel], told: Any) -> Any:
+    """`told` without the fields that only a newer server knows. Records of traces refuse those, but they are no traces
+    here."""
+    if isinstance(told, list | tuple):
+        return [_known(model, one) for one in told]
+    if not isinstance(told, dict):
+        return told
+    return {
+        name: _known(_PARTS[name], value) if name in _PARTS else value
+        for name, value in told.items()
+        if name in model.model_fields
+    }
+
+
 class Told(_Read):
     """One verdict per sample, in order; a dimension without a score is absent. `dimensions`: those that there are."""
 
     dimensions: tuple[str, ...]
-    results: tuple[Verdict, ...]
+    results: Annotated[tuple[Verdict, ...], BeforeValidator(partial(_known, Verdict))]
 
 
 class About(_Read):

@@ -93,7 +93,8 @@ class _Sent:
 
     @property
     def content(self) -> str:
-        """The same for the same request, in whatever form it is sent again."""
+        """Tells requests apart. What is sent again has to come as it came before: the same pictures as base64 and as
+        files of a form are two requests."""
         digest = hashlib.sha256(self.ask.model_dump_json().encode())
         for data in self.files:
             digest.update(hashlib.sha256(data).digest())
