@@ -140,6 +140,9 @@ def test_the_edit_is_shown_in_the_size_of_the_source() -> None:
     score(VIEScore(fake), sample(A, picture(48, 16)))
     assert {image.size for request in fake.calls[0] for image in request.images} == {A.size}
     assert fake.calls[0][0].temperature == 0
+    one(VIEScore(fake, k=2))
+    one(VIEScore(fake, k=2, temperature=0.3))
+    assert [{r.temperature for r in call} for call in fake.calls[1:]] == [{0.7}, {0.3}]
 
 
 PASSES = st.lists(st.tuples(*[st.integers(0, 25)] * 4), min_size=1, max_size=6)
@@ -233,6 +236,8 @@ def test_a_terse_reasoner_judges_with_its_critique() -> None:
     (lambda f: VIEScore(f, dimensions=("keep", "keep")), "each once"), (lambda f: VIEScore(f, top=0), "1 to 100"),
     (lambda f: EditScore(f, k=0), "at least 1"), (lambda f: EditScore(f, k=2, temperature=0), "one pass"),
     (lambda f: EditScore(f, least=5), "1 to 4"), (lambda f: EditScore(f, temperature=-1), "0 or more"),
+    (lambda f: VIEScore(f, k=3, temperature=-1), "0 or more"),
+    (lambda f: VIEScore(f, k=3, temperature=math.nan), "temperature is nan"),
     (lambda f: EditScore(f, reduction="median"), "average_first"),  # type: ignore[arg-type]
     (lambda f: DigitScore(f, least_mass=2), "share"),
 ])  # fmt: skip

@@ -332,6 +332,8 @@ def test_principles_come_from_the_task_or_are_written_once() -> None:
     (lambda f: RRM(f, dimensions=("beauty",)), "no score 'beauty'.*overall, follow, keep, quality"),
     (lambda f: RRM(f, mode="think", dimensions=("follow",)), "choose from overall$"),
     (lambda f: RRM(f, dimensions=()), "at least one"), (lambda f: RRM(f, dimensions=("keep", "keep")), "each once"),
+    (lambda f: RRM(f, k=3, temperature=-1), "temperature is -1"),
+    (lambda f: RRM(f, k=3, temperature=float("nan")), "temperature is nan"),
     (lambda f: RRM(f, k=0), "at least 1"), (lambda f: RRM(f, k=2, least=3), "1 to 2"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(make: Callable[[Fake], Any], match: str) -> None:

@@ -161,10 +161,8 @@ class RRM(VerifiedReward):
         name: str = "rrm",
     ) -> None:  # fmt: skip
         """Raises `ModelError` or ValueError for settings that cannot be."""
-        sampled = temperature if k == 1 or temperature > 0 else 0.7
-        self.judging = PrincipleJudge(
-            reasoner, mode=mode, dimensions=dimensions, repeats=Repeats(k, sampled, seed, least), name=name
-        )
+        repeats = Repeats.sampled(k, temperature, seed, least)
+        self.judging = PrincipleJudge(reasoner, mode=mode, dimensions=dimensions, repeats=repeats, name=name)
         super().__init__(self.judging, builder=builder, name=name)
         self.dimensions = self.judging.dimensions
 

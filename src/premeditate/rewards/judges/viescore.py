@@ -21,5 +21,5 @@ class VIEScore(IntervalJudge):
         seed: int = 42, least: int | None = None, top: int = 10, name: str = "viescore",
     ) -> None:  # fmt: skip
         """Raises `ModelError` or ValueError for settings that cannot be."""
-        sampled = temperature if k == 1 or temperature > 0 else 0.7
-        super().__init__(reasoner, name=name, dimensions=dimensions, top=top, repeats=Repeats(k, sampled, seed, least))
+        repeats = Repeats.sampled(k, temperature, seed, least)
+        super().__init__(reasoner, name=name, dimensions=dimensions, top=top, repeats=repeats)

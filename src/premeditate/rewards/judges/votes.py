@@ -10,6 +10,8 @@ from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.trace import Status
 
 _WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
+SAMPLED = 0.7
+"""The temperature of several passes where none is given."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Repeats:
             raise ValueError(f"{self.k} passes at temperature 0 are one pass; give a temperature above 0, or k = 1")
         if self.least is not None and not 1 <= self.least <= self.k:
             raise ValueError(f"least is {self.least}; give 1 to {self.k}")
+
+    @classmethod
+    def sampled(cls, k: int, temperature: float, seed: int, least: int | None) -> Repeats:
+        """The same, but several passes at temperature 0 are drawn at `SAMPLED`. Raises ValueError as `Repeats` does."""
+        return cls(k, SAMPLED if k != 1 and temperature == 0 else temperature, seed, least)
 
     @property
     def needed(self) -> int:
