@@ -90,6 +90,9 @@ def test_what_a_function_raises_comes_out() -> None:
         score(FunctionReward(broken), sample(PICTURE, PICTURE))
     with pytest.raises(RewardError, match="returned 0 values for 1 samples; return a list"):
         score(FunctionReward(lambda ss: []), sample(PICTURE, PICTURE))
+    for answer in ({0.5, 0.25}, frozenset({0.5, 0.25}), {0.5: "a", 0.25: "b"}.keys(), {"a": 1, "b": 2}, "ab"):
+        with pytest.raises(RewardError, match="instead of a list; return a list"):
+            score(FunctionReward(lambda ss, answer=answer: answer), *[sample(PICTURE, PICTURE)] * 2)
     with pytest.raises(ValueError, match="needs a function"):
         FunctionReward(3)  # type: ignore[arg-type]
 

@@ -3,8 +3,9 @@
     def brightness(samples):
         return [ImageStat.Stat(s.edit.convert("L")).mean[0] / 255 for s in samples]
 
-It returns one value per sample, in order: a number, or None (or NaN) where it has none; or a mapping from dimension to
-such a value, with the dimensions announced beside it (`brightness.dimensions = ("mean", "spread")`).
+It returns one value per sample, in order (a set has no order, and is refused): a number, or None (or NaN) where it has
+none; or a mapping from dimension to such a value, with the dimensions announced beside it
+(`brightness.dimensions = ("mean", "spread")`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import numbers
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ class FunctionReward:
 
     def _values(self, answer: Any, count: int) -> list[Any]:
         mend = f"return a list with one number, None or mapping for each of the {count} samples, in order"
-        if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
+        if isinstance(answer, str | bytes | Mapping | Set) or not isinstance(answer, Iterable):
             raise RewardError(f"the reward {self.name} returned {type(answer).__name__} instead of a list", mend)
         values = list(answer)
         if len(values) != count:
