@@ -116,6 +116,11 @@ def test_gcpo_refuses(winners: Scores, losers: Scores, said: str) -> None:
         gcpo(winners, losers)
 
 
+def test_gcpo_refuses_a_word_for_missing_scores_that_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="missing is 'loss'; use one of: left out, lost"):
+        gcpo([1.0], [0.0], missing="loss")  # type: ignore[arg-type]
+
+
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 N, T, E = 4, 6, 0.2

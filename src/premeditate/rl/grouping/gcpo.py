@@ -14,23 +14,25 @@ a smaller pair, and a judgement that was not read costs the others nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+Missing = Literal["left out", "lost"]
 
-def gcpo(
-    winner_scores: Any, loser_scores: Any, *, missing: Literal["left out", "lost"] = "left out"
-) -> tuple[Tensor, Tensor]:
+
+def gcpo(winner_scores: Any, loser_scores: Any, *, missing: Missing = "left out") -> tuple[Tensor, Tensor]:
     """(winner_advantages [N], loser_advantages [N]), each in (-1, 1), from one pair's scores [N] and [N], NaN where one
     is missing; anything that torch reads as tensors.
 
     The advantage of a missing score is 0, and all are 0 where one group has no scores at all. Each group's sum is 0 up
     to rounding. With `missing` "lost", a missing score has r = 0 and counts in its own group's mean, so that saying
     nothing that can be read is the worst of answers; nobody wins against it still. float64 stays, all else gives
-    float32. Raises ValueError for infinite scores, other shapes and groups of different sizes.
+    float32. Raises ValueError for infinite scores, other shapes, groups of different sizes and another `missing`.
     """
+    if missing not in get_args(Missing):
+        raise ValueError(f"missing is {missing!r}; use one of: {', '.join(get_args(Missing))}")
     groups = [torch.as_tensor(scores).detach() for scores in (winner_scores, loser_scores)]
     for scores, name in zip(groups, ("winner_scores", "loser_scores"), strict=True):
         if scores.ndim != 1 or len(scores) == 0:
