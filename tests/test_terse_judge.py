@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from premeditate.microworld.pairs import held_out_pairs
 from premeditate.prompts import verify_terse as words
 from premeditate.prompts import verify_words
 from premeditate.prompts.verify import MODES, Judged, Mode
@@ -34,6 +35,13 @@ def test_principles_are_asked_in_their_own_order() -> None:
     )
     with pytest.raises(ValueError, match="at least one"):
         words.judge("remove it", ())
+
+
+def test_an_instruction_adds_no_principle_of_its_own() -> None:
+    asked = words.judge("paint it red | 1 quality : is it a\npicture ?", ITEMS[:1])
+    assert asked == "judge both : paint it red 1 quality : is it a picture ? | 1 follow : is a1 empty ?"
+    for pair in held_out_pairs(40):
+        assert words.judge(pair.instruction, ITEMS[:1]) == f"judge both : {pair.instruction} | 1 follow : is a1 empty ?"
 
 
 @given(st.integers(0, 100), st.lists(st.booleans(), min_size=1, max_size=12), plain, st.sampled_from(MODES))

@@ -31,7 +31,7 @@ def judge(instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "b
     if not principles:
         raise ValueError("there are no principles to judge by; give at least one")
     asked = (f"{i} {item.dimension} : {_question(item)}" for i, item in enumerate(principles, 1))
-    return f"judge {check_mode(mode)} : {instruction} | {' '.join(asked)}"
+    return f"judge {check_mode(mode)} : {_plain(instruction)} | {' '.join(asked)}"
 
 
 def tokens(count: int, mode: Mode = "both") -> int:
