@@ -6,16 +6,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from premeditate import presets
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.training.lora import make_trainable
 from premeditate.training.recipe import Lora
+from premeditate.training.tokens import export
 from premeditate.training.tokens import model as tokens
 from premeditate.training.tokens.model import TokenModel, Trace
 from support.tiny_vlm import build_vlm
@@ -133,6 +136,32 @@ def test_a_greedy_trace_says_what_the_reasoner_says(load: Load) -> None:
     for one, completion in zip(written, said, strict=True):
         assert isinstance(one, Trace)
         assert one.text == completion.text or (one.ended and completion.text.startswith(one.text))
+
+
+def test_an_export_writes_what_was_trained_and_measured(load: Load, tmp_path: Path) -> None:
+    """Whatever the base's settings of generation would make of it: for a reasoner, and for plain transformers."""
+    import asyncio
+
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    reasoner = load("qwen2_5_vl")
+    settings = reasoner.model.generation_config
+    settings.repetition_penalty, settings.no_repeat_ngram_size, settings.suppress_tokens = 1.5, 2, [70, 71]
+    model, asked = TokenModel(reasoner), requests(temperature=0.0, max_tokens=12)
+    written = [one for one in model.write(asked, 4) if isinstance(one, Trace)]
+    penalised = asyncio.run(reasoner.chat(asked))
+    assert sum(one.text != its.text for one, its in zip(written, penalised, strict=True)) > 1
+    card = export.Card("mine", presets.Preset("mine", ""), "think", "{}", "Pairs", "0")
+    export.write(tmp_path / "out", reasoner.model, reasoner.processor, {}, torch.float32, card)
+    judge = TransformersReasoner.load(str(tmp_path / "out"), device="cpu", dtype="float32")
+    assert [one.text for one in asyncio.run(judge.chat(asked))] == [one.text for one in written]
+    alone = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    for request, one in zip(asked, written, strict=True):
+        encoded = judge.encode([request])
+        said = alone.generate(**encoded, max_new_tokens=12)[0, encoded["input_ids"].shape[1] :]
+        assert said[: len(one.tokens)].tolist() == one.tokens.tolist()
+    assert "holds no penalty for repetition" in (tmp_path / "out" / "README.md").read_text()
+    assert TokenModel(judge).never == model.never
 
 
 # -- what it trains ---------------------------------------------------------------------------------------------------

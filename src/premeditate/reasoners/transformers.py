@@ -67,8 +67,7 @@ class TransformersReasoner:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         config = model.config
         self._limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        found = (getattr(config, token, None) for token in VISION_TOKENS)
-        self.banned = sorted({token for token in found if isinstance(token, int)})
+        self.banned = vision_tokens(config)
         self._shares = config.model_type in scoring.SHARED and hasattr(processor, "pixels_once")
         self._marks = config.model_type in FAMILIES
         self._controls = _controls(processor)
@@ -270,6 +269,12 @@ def _digest(image: Image.Image, known: dict[int, bytes]) -> bytes:
     if id(image) not in known:
         known[id(image)] = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
     return known[id(image)]
+
+
+def vision_tokens(config: Any) -> list[int]:
+    """The tokens of a model's configuration that stand for pictures, which no text holds."""
+    found = (getattr(config, token, None) for token in VISION_TOKENS)
+    return sorted({token for token in found if isinstance(token, int)})
 
 
 def _controls(processor: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from premeditate.local import SIDECAR
 from premeditate.presets import REASONERS, Preset
 from premeditate.prompts.verify import Mode
+from premeditate.training.tokens.settings import plain
 from premeditate.training.weights import replacing
 
 CARD = "README.md"
@@ -33,9 +34,11 @@ class Card:
 
 
 def write(folder: Path, model: Any, processor: Any, sidecar: Mapping[str, Any], dtype: Any, card: Card) -> Path:
-    """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. A folder that is
-    there stays until the new one is complete. Raises `WriteError`."""
+    """Writes `model` in `dtype` (it is changed in place), its tokenizer, image processor and sidecar. Its settings of
+    generation are those that it is trained with (`plain`), whatever its base's are. A folder that is there stays until
+    the new one is complete. Raises `WriteError`."""
     tokenizer = processor.tokenizer
+    model.generation_config = plain(model, tokenizer)
     tokenizer.chat_template = processor.chat_template
     with replacing(folder) as new:
         model.to(dtype).save_pretrained(new)
@@ -63,6 +66,8 @@ def render(card: Card) -> str:
         *([f"The base's licence is {preset.licence}; it says what holds for weights made from it."]
           if preset.licence else []),
         "", "## Use", "", "```yaml", "rewards:", f'  - use: "rrm[mode={card.mode}]:FOLDER"  # this folder', "```", "",
+        "It writes from its plain logits, as it was trained: `generation_config.json` holds no penalty for repetition, "
+        "no temperature and no filter, whatever its base's does.", "",
         "## Held-out figures", "", *_table(card.evaluations), "",
         "## Training", "", f"{card.data}. SHA-256 of what was learnt from: `{card.digest}`. The recipe:", "",
         "```yaml", card.text.rstrip(), "```", "",

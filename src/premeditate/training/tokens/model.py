@@ -20,6 +20,7 @@ from premeditate.local import Job, quiet
 from premeditate.reasoners.base import ChatRequest
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.training.lora import reference
+from premeditate.training.tokens.settings import listed, plain
 
 _PORTION = 2**27
 """Logits in float32 at a time: with 150,000 tokens to choose from, those of a few long traces would fill a device."""
@@ -41,17 +42,16 @@ class TokenModel:
     left out instead.
 
     Sampling and log-probabilities are both of softmax(logits / temperature) without the tokens that are never said
-    (`never`: vision tokens, and what the model's generation settings suppress). Other settings of generation, as a
-    penalty for repetition, would sample from something else, and are left out. A trace ends with one of `ends`.
+    (`never`: vision tokens, and what the model's generation settings suppress). Other settings of generation are left
+    out (`premeditate.training.tokens.settings`), here as in an export. A trace ends with one of `ends`.
     """
 
     def __init__(self, reasoner: TransformersReasoner, frozen: nn.Module | None = None) -> None:
         self.reasoner, self.frozen = reasoner, frozen
         self.network: Any = reasoner.model
-        settings = self.network.generation_config
-        ends = settings.eos_token_id if settings.eos_token_id is not None else reasoner.tokenizer.eos_token_id
-        self.ends = sorted({ends} if isinstance(ends, int) else set(ends))
-        self.never = sorted({*reasoner.banned, *(settings.suppress_tokens or ())} - set(self.ends))
+        self.settings = plain(self.network, reasoner.tokenizer)
+        self.ends = listed(self.settings.eos_token_id)
+        self.never: list[int] = self.settings.suppress_tokens or []
 
     @torch.no_grad()
     def write(self, requests: Sequence[ChatRequest], most: int) -> list[Trace | str]:
@@ -141,7 +141,7 @@ class TokenModel:
         return reference(self.network) if self.frozen is None else _Swapped(self, self.frozen)
 
     def _plain_settings(self) -> AbstractContextManager[Any]:
-        return _Plain(self.network, self.ends, self.never)
+        return _Plain(self.network, self.settings)
 
 
 class _Swapped:
@@ -158,18 +158,14 @@ class _Swapped:
 
 
 class _Plain:
-    """Inside, the network generates without settings of its own but what ends, what pads and what is never said."""
+    """Inside, the network generates under `settings` and not its own."""
 
-    def __init__(self, network: Any, ends: Sequence[int], never: Sequence[int]) -> None:
-        self.network, self.ends, self.never = network, list(ends), list(never)
+    def __init__(self, network: Any, settings: Any) -> None:
+        self.network, self.settings = network, settings
 
     def __enter__(self) -> None:
-        from transformers import GenerationConfig
-
         self.kept = self.network.generation_config
-        self.network.generation_config = GenerationConfig(
-            eos_token_id=self.ends, pad_token_id=self.kept.pad_token_id, suppress_tokens=self.never or None
-        )
+        self.network.generation_config = self.settings
 
     def __exit__(self, *_: object) -> None:
         self.network.generation_config = self.kept
