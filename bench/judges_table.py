@@ -1,16 +1,19 @@
 """Checklist against interval scores, both from the same model: a table of pairwise accuracy and of noise.
 
     python bench/judges_table.py [--reasoners micro micro-base] [--n 80] [--seeds 0 1 2] [--repeats 2]
-                                 [--json docs/results/judges.json]
+                                 [--json docs/results/verifier-judges.json] [--png docs/results/verifier-judges.png]
 
 Pairs are of the micro world and the exact checker says which edit is better (`premeditate.microworld.pairs`); a seed is
 another set of `--n` pairs. A checklist's score is the mean of follow, keep and quality, an interval score the published
-sqrt(SC PQ) / 10; both lie in [0, 1]. The checklist is written once per task, greedily, and is the same for all ways.
+sqrt(SC PQ) / 10; both lie in [0, 1]. The checklist is written once per task, greedily, and is the same for all ways;
+what that takes is told apart.
 Sampled ways are asked `--repeats` times with other seeds: accuracy is that of the first time, the variance is that
 between the times. Intervals are 95 %: Wilson's over all seeds' pairs, for variances a bootstrap over pairs.
 
 Two rows show what is left to reach: the checklist with the right questions and answers, and the interval scores that
 the model was taught to give (10 less 3 for each wrong cell, 10 less 3 for each that is not sharp), by the checker.
+
+Where two ways are compared, it is on the pairs that both scored, with the judge's ties wrong and with ties half.
 
 With --json, every score is kept there until all are measured, so that a run that was cut off goes on; then the figures.
 """
@@ -18,6 +21,7 @@ With --json, every score is kept there until all are measured, so that a run tha
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import json
 import os
@@ -43,7 +47,7 @@ from premeditate.prompts.terse import Terse
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Reward, Sample
 from premeditate.rewards.checklist import ChecklistVerifier
-from premeditate.rewards.checklists.builder import ChecklistBuilder
+from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
 from premeditate.rewards.judges.viescore import VIEScore
 from premeditate.rewards.verified import VerifiedReward
 from premeditate.stats import Rate
@@ -119,10 +123,7 @@ class Way:
     sampled: bool = True
 
 
-def ways(spec: str, votes: int, temperature: float) -> list[Way]:
-    reasoner: Any = presets.load_reasoner(spec)
-    builder = ChecklistBuilder(reasoner)
-
+def ways(reasoner: Any, builder: ChecklistBuilder, votes: int, temperature: float) -> list[Way]:
     def checklist(verifier: ChecklistVerifier) -> VerifiedReward:
         return VerifiedReward(verifier, builder=builder)
 
@@ -141,6 +142,23 @@ def ways(spec: str, votes: int, temperature: float) -> list[Way]:
         Way(f"checklist, {votes} votes", lambda seed: checklist(
             ChecklistVerifier(reasoner, k=votes, seed=seed, probabilities=False, **at))),
     ]  # fmt: skip
+
+
+def compared_ways(votes: int) -> list[tuple[str, str]]:
+    told = "checklist, label probabilities"
+    return [
+        ("interval, greedy", told),
+        ("interval, greedy, told its own plan", told),
+        ("interval, 1 sample", "checklist, 1 sample"),
+        (f"interval, mean of {votes}", f"checklist, {votes} votes"),
+    ]
+
+
+def write(builder: ChecklistBuilder, n: int, seed: int) -> float:
+    """Has the checklists of the pairs written, which the builder then knows. CPU seconds."""
+    start = time.process_time()
+    asyncio.run(builder.write([Subject((pair.source,), pair.instruction) for pair in micro_pairs(n, seed)]))
+    return time.process_time() - start
 
 
 def measure(way: Way, n: int, seed: int, repeats: int) -> dict[str, Any]:
@@ -191,17 +209,49 @@ def _variance(scores: Any) -> Any:
 
 
 def against(interval: Sequence[dict[str, Any]], checklist: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy of the checklist less that of the interval scores, on the pairs that both scored; ties wrong."""
-    gains = []
+    """Accuracy of the checklist less that of the interval scores, on the pairs that both scored. `half`: the same with
+    a judge's tie counted as 1/2."""
+    gains: list[tuple[float, float]] = []
     for one, other in zip(interval, checklist, strict=True):
         for a, b, truth in zip(one["scores"][0], other["scores"][0], one["preference"], strict=True):
             said = label(*a), label(*b)
             if None not in said:
-                gains.append((said[1] == truth) - (said[0] == truth))
+                halves = [0.5 if x == "tie" else float(x == truth) for x in said]
+                gains.append(((said[1] == truth) - (said[0] == truth), halves[1] - halves[0]))
     values, rng = np.array(gains, dtype=np.float64), np.random.default_rng(0)
-    drawn = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {"difference": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+    drawn = [values[rng.integers(0, len(values), len(values))].mean(0) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    wrong, half = ({"difference": float(values[:, i].mean()), "low": float(low[i]), "high": float(high[i])}
+                   for i in range(2))  # fmt: skip
+    return {**wrong, "n": len(values), "half": half}
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Accuracy (ties half) and variance over repeats of each way of the first reasoner."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in figures if figures[name]["half"]["value"] is not None][::-1]
+    figure, (left, right_) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    colours = ["C0" if name.startswith("checklist") else "C1" for name in names]
+    for y, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        half, noisy = figures[name]["half"], figures[name]["noise"]
+        left.plot([100 * half["low"], 100 * half["high"]], [y, y], color=colour)
+        left.plot(100 * half["value"], y, "o", color=colour)
+        if noisy:
+            right_.plot([noisy["low"], noisy["high"]], [y, y], color=colour)
+            right_.plot(noisy["variance"], y, "o", color=colour)
+        else:
+            right_.plot(0, y, "|", color=colour)
+    left.set_yticks(range(len(names)), names)
+    left.axvline(50, color="grey", linewidth=0.8, linestyle=":")
+    left.set_xlabel("pairwise accuracy (ties half), %")
+    right_.set_xlabel("variance of an edit's score over repeats")
+    for axes in (left, right_):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -220,6 +270,10 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def points(one: dict[str, Any]) -> str:
+    return f"{100 * one['difference']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -262,6 +316,7 @@ def main() -> int:
     options.add_argument("--votes", type=int, default=3)
     options.add_argument("--temperature", type=float, default=0.7)
     options.add_argument("--json", type=Path, help="keep the figures there")
+    options.add_argument("--png", type=Path, help="draw those of the first reasoner")
     args = options.parse_args()
     if args.n < 1 or args.repeats < 2:
         options.error("give at least one pair and two repeats")
@@ -276,9 +331,13 @@ def main() -> int:
     parts: dict[str, Any] = kept.get("parts", {})
     figures: dict[str, dict[str, Any]] = {}
     compared: dict[str, dict[str, Any]] = {}
+    writing: dict[str, float] = {}
     for spec in args.reasoners:
         mine: dict[str, list[dict[str, Any]]] = {}
-        for way in ways(spec, args.votes, args.temperature):
+        reasoner: Any = presets.load_reasoner(spec)
+        builder = ChecklistBuilder(reasoner)
+        writing[spec] = sum(write(builder, args.n, seed) for seed in args.seeds)
+        for way in ways(reasoner, builder, args.votes, args.temperature):
             for seed in args.seeds:
                 key = f"{spec} / {way.name} / {seed}"
                 if key not in parts:
@@ -288,18 +347,19 @@ def main() -> int:
                         args.json.write_text(json.dumps({"settings": settings, "parts": parts}) + "\n")
             mine[way.name] = [parts[f"{spec} / {way.name} / {seed}"] for seed in args.seeds]
             figures.setdefault(spec, {})[way.name] = summary(mine[way.name])
-        compared[spec] = {f"{b} - {a}": against(mine[a], mine[b]) for a, b in (
-            ("interval, greedy", "checklist, label probabilities"), ("interval, 1 sample", "checklist, 1 sample"),
-            (f"interval, mean of {args.votes}", f"checklist, {args.votes} votes"),
-        )}  # fmt: skip
+        compared[spec] = {f"{b} - {a}": against(mine[a], mine[b]) for a, b in compared_ways(args.votes)}
     if args.json:
-        done = {"settings": settings, "figures": figures, "compared": compared}
+        done = {"settings": settings, "figures": figures, "compared": compared, "cpu_seconds_of_writing": writing}
         args.json.write_text(json.dumps(done, indent=1) + "\n")
     print(table(figures))
     for spec, found in compared.items():
+        print(f"`{spec}`, writing the checklists: {writing[spec]:.0f} CPU s\n")
+        print("| checklist - interval, points | ties wrong | ties half | pairs |\n|---|---|---|---|")
         for name, one in found.items():
-            print(f"{spec}, {name}: {100 * one['difference']:+.1f} points [{100 * one['low']:+.1f}, "
-                  f"{100 * one['high']:+.1f}] on {one['n']} pairs")  # fmt: skip
+            print(f"| {name} | {points(one)} | {points(one['half'])} | {one['n']} |")
+        print()
+    if args.png:
+        draw(figures[args.reasoners[0]], args.png)
     return 0
 
 

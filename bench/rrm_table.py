@@ -11,12 +11,14 @@ A tie of the judge is a wrong answer in `accuracy` and half a right one in `ties
 missing, and in neither (`coverage`). Intervals are 95 %: Wilson's over the pairs for one run, Student's over the seeds
 for a mean; differences are paired (the same pairs and seeds), with a bootstrap over pairs.
 
-With --json every answer is kept there until all are measured, so that a run that was cut off goes on.
+With --json every judge's answers are kept there, so that a run that was cut off goes on, and one with more judges asks
+these only. A judge whose weights have changed since is asked anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -48,6 +50,14 @@ UNTRAINED = ("interval", *STAGES[:3])
 SEED, DRAWS = 7, 2_000
 
 
+def weights(spec: str) -> str:
+    """Names a judge's weights: a hash of the files, or the name of a model that does not change."""
+    files = sorted(Path(spec).glob("*.safetensors"))
+    return (
+        hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest() if files else spec
+    )
+
+
 def measure(spec: str, mode: str, pairs: Sequence[Any], k: int) -> dict[str, Any]:
     """`mode` "interval": the model's own scores of an edit (VIEScore), without principles."""
     reasoner = TransformersReasoner.load(presets.resolve("reasoner", spec).spec)
@@ -57,6 +67,7 @@ def measure(spec: str, mode: str, pairs: Sequence[Any], k: int) -> dict[str, Any
     told = evaluate(reward, pairs, checker=ExactVerifier() if mode in ("verify", "both") else None)
     answers = told.agreement.get("all")
     return {
+        "of": weights(presets.resolve("reasoner", spec).spec),
         "scores": [row.scores[0] for row in told.rows], "preference": [row.preference for row in told.rows],
         "statuses": told.statuses, "seconds": told.seconds,
         "weights": sum(p.numel() for p in reasoner.model.parameters()),
@@ -139,9 +150,10 @@ def draw(groups: dict[tuple[str, str], dict[int, dict[str, Any]]], path: Path) -
     sizes = list(dict.fromkeys(size for size, _ in groups))
     for k, size in enumerate(sizes):
         known = [(i, stage) for i, stage in enumerate(STAGES) if (size, stage) in groups]
-        values = [[100 * (right(run, "half").value or 0) for run in groups[size, stage].values()] for _, stage in known]
+        found = [[right(run, "half").value for run in groups[size, stage].values()] for _, stage in known]
+        values = [[100 * value for value in some if value is not None] for some in found]
         places = [i + 0.08 * (2 * k - 1) for i, _ in known]
-        axes.plot(places, [np.mean(v) for v in values], "o-", color=f"C{k}", label=size, zorder=3)
+        axes.plot(places, [np.mean(v) if v else np.nan for v in values], "o-", color=f"C{k}", label=size, zorder=3)
         for place, some in zip(places, values, strict=True):
             axes.plot([place] * len(some), some, "_", color=f"C{k}", alpha=0.6, markersize=14)
     axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")
@@ -166,16 +178,20 @@ def main() -> int:
 
     torch.set_num_threads(1)
     kept = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    parts: dict[str, Any] = kept["parts"] if (kept.get("n"), kept.get("k")) == (args.n, args.k) else {}
+    if kept and (kept["n"], kept["k"]) != (args.n, args.k):
+        parser.error(f"{args.json} holds answers of --n {kept['n']} --k {kept['k']}; name another file")
+    parts: dict[str, Any] = kept.get("parts", {})
     jobs = [(f"{pair.partition('=')[0]}-untrained_{mode}-s0", pair.partition("=")[2], mode)
             for pair in args.untrained for mode in UNTRAINED]  # fmt: skip
     for folder in sorted(args.runs.iterdir()):
         if (match := NAME.fullmatch(folder.name)) and (folder / "export").is_dir():
             mode = "both" if match["stage"] == "gcpo" else match["stage"]
             jobs.append((folder.name, str(folder / "export"), mode))
-    pairs = held_out_pairs(args.n, SEED) if any(name not in parts for name, *_ in jobs) else []
+    new = {name for name, spec, _ in jobs
+           if name not in parts or parts[name]["of"] != weights(presets.resolve("reasoner", spec).spec)}  # fmt: skip
+    pairs = held_out_pairs(args.n, SEED) if new else []
     for name, spec, mode in jobs:
-        if name not in parts:
+        if name in new:
             parts[name] = measure(spec, mode, pairs, args.k)
             print(f"{name}: {right(parts[name], 'half')}", file=sys.stderr, flush=True)
             if args.json:
