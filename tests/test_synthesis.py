@@ -132,14 +132,16 @@ def test_what_does_not_come_through_is_counted_with_its_reason(tmp_path: Path) -
 
 
 def test_a_judge_that_cannot_be_read_is_a_candidate_without_a_score(tmp_path: Path) -> None:
-    made(tmp_path, rows_of(2), parts_of(judges=(("joint", Judge("first")), ("joint", Judge("mute", mute="task")))))
+    mute = Judge("mute", mute="instruction 1")
+    made(tmp_path, rows_of(2), parts_of(judges=(("joint", Judge("first")), ("joint", mute))))
     for edit in judged.read(tmp_path):
-        mute = [c for c in edit.candidates if c.judge == "joint:mute"]
-        assert edit.kept.judge == "joint:first" and len(mute) == 2
-    said = Fake(
+        said = [c for c in edit.candidates if c.judge == "joint:mute"]
+        assert [c.status for c in said] == ["refused" if edit.task == "task-1" else "scored"] * 2
+        assert edit.task == "task-0" or edit.kept.judge == "joint:first"
+    broken = Fake(
         lambda r: "1: 1\n<score>11</score>" if r.temperature else "<think>a</think>\n1: 1\n2: 0\n<score>5</score>"
     )
-    made(tmp_path / "b", rows_of(1), parts_of(judges=(("joint", said),)))
+    made(tmp_path / "b", rows_of(1), parts_of(judges=(("joint", broken),)))
     for edit in judged.read(tmp_path / "b"):
         first, second = edit.candidates
         assert (first.status, first.verdicts, first.score, first.thought) == ("scored", (True, False), 5.0, "a")
@@ -210,9 +212,12 @@ def test_a_part_that_fails_with_everything_ends_the_run_and_says_why(tmp_path: P
     deaf = Fake(lambda r: Completion(error="connection refused"))
     with pytest.raises(DeadPart, match=r"the judge joint:fake failed with all 16 .*connection refused"):
         made(tmp_path, rows_of(8), parts_of(judges=(("joint", Judge("first")), ("joint", deaf))))
-    mumbling = Fake(lambda r: "yes yes")
-    with pytest.raises(DeadPart, match=r"reading what the judges say .*apart:SPEC"):
-        made(tmp_path, rows_of(8), parts_of(judges=(("joint", mumbling),)))
+    mumbling = Fake(lambda r: "yes yes")  # beside a judge that works, too
+    for judges in ((("joint", mumbling),), (("joint", Judge("first")), ("joint", mumbling))):
+        with pytest.raises(DeadPart, match=r"the judge joint:fake failed with all 16 .*yes yes.*apart:SPEC"):
+            made(tmp_path, rows_of(8), parts_of(judges=judges))
+    with pytest.raises(DeadPart, match=r"the judge apart:fake failed with all 16 .*--resume"):
+        made(tmp_path, rows_of(8), parts_of(judges=(("joint", Judge("first")), ("apart", mumbling))))
     with pytest.raises(DeadPart, match=r"the verifier gold failed with all 8 .*the line is dead"):
         made(tmp_path, rows_of(4, dict.fromkeys(range(4), "ungold")))
     with pytest.raises(DeadPart, match=r"none of 4 tasks brings principles.*--reasoner"):
@@ -220,6 +225,8 @@ def test_a_part_that_fails_with_everything_ends_the_run_and_says_why(tmp_path: P
     with pytest.raises(DeadPart, match=r"principles failed with all 4 .*too hot"):
         made(tmp_path, rows_of(4, dict.fromkeys(range(4), "bare")),
              parts_of(writer=Fake(lambda r: Completion(error="too hot"))))  # fmt: skip
+    with pytest.raises(DeadPart, match=r"principles failed with all 4 .*too few questions"):
+        made(tmp_path, rows_of(4, dict.fromkeys(range(4), "bare")), parts_of(writer=Fake(lambda r: "a poem")))
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

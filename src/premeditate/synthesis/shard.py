@@ -22,7 +22,7 @@ from premeditate.rewards.checklists.builder import Subject
 from premeditate.rewards.judges.interval import fitted
 from premeditate.rewards.verified import given
 from premeditate.synthesis.errors import DeadPart
-from premeditate.synthesis.forms import PROBLEM, Asked, Judge
+from premeditate.synthesis.forms import PROBLEM, Asked, Joint, Judge
 from premeditate.synthesis.parts import Parts
 from premeditate.synthesis.settings import Settings, key_of, seed_of
 from premeditate.trace import Checklist, ChecklistItem, Task, Verdict
@@ -34,6 +34,7 @@ TASKS_LOST = ("unreadable task", "no principles")
 EDITS_LOST = ("edit failed", "no gold verdict", "no candidate", "below the least accuracy")
 """Why a task or an edit is not in the data."""
 MEND = "put that right and go on with --resume"
+APART = "ask a model that answers single questions only as apart:SPEC, or leave it out"
 GONE = "bring back the pictures that they name and go on with --resume, or begin anew with other tasks"
 Result = TypeVar("Result")
 Say = Callable[[str, int], None]
@@ -158,8 +159,8 @@ class Maker:
             self.say("principles", len(lacking))
             subjects = [Subject(found[i][0].images, found[i][0].instruction) for i in lacking]
             written = await _whole("the reasoner that writes principles", self.parts.builder.write(subjects))
-            self._alive("the reasoner that writes principles",
-                        [c.raw for c in written if c.status == "unavailable"], len(written), len(lacking))  # fmt: skip
+            failures = [c.note or c.raw for c in written if c.status != "scored"]
+            self._alive("the reasoner that writes principles", failures, len(written), len(lacking))
             for i, made in zip(lacking, written, strict=True):
                 found[i] = (found[i][0], made)
         elif len(lacking) < len(found):
@@ -253,16 +254,15 @@ class Maker:
             counts.candidates.setdefault(key, Counter())[candidate.status] += 1
             if candidate.status != "scored":
                 counts.problems.setdefault(key, Counter())[_reason(candidate.problem)] += 1
-        every = [c for edit in edits for c in edit.candidates]
-        self._alive("reading what the judges say", [c.problem for c in every if c.status != "scored"], len(every),
-                    _tasks(edits), "a model that answers single questions only is asked as apart:SPEC")  # fmt: skip
 
     async def _judged(self, judge: Judge, edits: Sequence[_Edit]) -> list[list[Candidate]]:
         work = [Asked(edit.sample, edit.last, self._seeds(judge, edit)) for edit in edits]
         found = await _whole(f"the judge {judge.name}", judge.candidates(work))
         every = [candidate for row in found for candidate in row]
-        failures = [c.problem for c in every if c.status == "unavailable"]
-        self._alive(f"the judge {judge.name}", failures, len(every), _tasks(edits))
+        failures = [c for c in every if c.status != "scored"]
+        said = any(c.status != "unavailable" for c in failures)
+        self._alive(f"the judge {judge.name}", [c.problem for c in failures], len(every), _tasks(edits),
+                    APART if said and isinstance(judge, Joint) else MEND)  # fmt: skip
         return found
 
     def _seeds(self, judge: Judge, edit: _Edit) -> tuple[int, ...]:
