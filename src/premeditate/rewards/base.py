@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +73,11 @@ class Reward(Protocol):
 _WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
 
 
+def worst(statuses: Iterable[Status]) -> Status:
+    """The gravest one; "scored" for none."""
+    return min(statuses, key=_WORST.index, default="scored")
+
+
 def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0, tokens: int = 0) -> Verdict:
     """Puts answers together. A dimension's score is its share of yes, absent unless all of its items were scored; the
     verdict is "scored" only if every answer is."""
@@ -83,7 +88,7 @@ def verdict_of(answers: Sequence[Answer], verifier: str, seconds: float = 0.0, t
         part = [a for a in answers if a.item.dimension == dimension]
         if all(a.status == "scored" for a in part):
             scores[dimension] = sum(a.yes is True for a in part) / len(part)
-    status = min((a.status for a in answers), key=_WORST.index)
+    status = worst(a.status for a in answers)
     missing = [a for a in answers if a.status != "scored"]
     reason = "" if not missing else (f"{len(missing)} of {len(answers)} questions without an answer"
                                      f" ({missing[0].evidence or missing[0].status})")  # fmt: skip

@@ -26,14 +26,13 @@ from pydantic import ValidationError
 
 from premeditate import images
 from premeditate.errors import ImageError, InstructionError, PremeditateError, check_instruction, one_line
-from premeditate.rewards.base import RewardError, Sample
+from premeditate.rewards.base import RewardError, Sample, worst
 from premeditate.rewards.panel import Panel
 from premeditate.rewards.wire import GRACE, KEY, PROTOCOL, RETURN, About, Ask, AskedSample, Told
 from premeditate.serving.door import Door, bounded, check_exposure
 from premeditate.serving.once import Answers, OtherRequest
-from premeditate.trace import Status, Task, Verdict
+from premeditate.trace import Task, Verdict
 
-_WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
 SECONDS = 600.0
 """For the scoring of a request, at least."""
 SCORED_LATER = 1
@@ -205,7 +204,7 @@ class _Service:
             return row[0]
         named = list(zip(self.panel.rewards, row, strict=True))
         return Verdict(
-            status=min((verdict.status for verdict in row), key=_WORST.index),
+            status=worst(verdict.status for verdict in row),
             answers=tuple(answer for verdict in row for answer in verdict.answers),
             scores={f"{name}.{d}": score for name, verdict in named for d, score in verdict.scores.items()},
             verifier=self.name,

@@ -28,8 +28,8 @@ from premeditate.errors import ModelError
 from premeditate.prompts import judging
 from premeditate.prompts.judging import PARTS, Reading
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
-from premeditate.rewards.base import Sample
-from premeditate.rewards.judges.votes import Repeats, Votes, ask, worst
+from premeditate.rewards.base import Sample, worst
+from premeditate.rewards.judges.votes import Repeats, Votes, ask
 from premeditate.trace import Status, Verdict
 
 Reduction = Literal["average_last", "average_first"]

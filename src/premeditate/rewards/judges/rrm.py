@@ -22,10 +22,10 @@ from premeditate.prompts import verify, verify_words
 from premeditate.prompts.general import DIMENSIONS
 from premeditate.prompts.verify import EVIDENCE, Judged, Mode, Words
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
-from premeditate.rewards.base import Sample
+from premeditate.rewards.base import Sample, worst
 from premeditate.rewards.checklists.builder import ChecklistBuilder
 from premeditate.rewards.judges.interval import fitted
-from premeditate.rewards.judges.votes import Repeats, Votes, ask, worst
+from premeditate.rewards.judges.votes import Repeats, Votes, ask
 from premeditate.rewards.verified import VerifiedReward
 from premeditate.trace import Answer, ChecklistItem, Status, Task, Verdict
 

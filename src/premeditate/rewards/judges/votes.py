@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
-from premeditate.trace import Status
 
-_WORST: tuple[Status, ...] = ("unavailable", "refused", "unparsable", "scored")
 SAMPLED = 0.7
 """The temperature of several passes where none is given."""
 
@@ -95,8 +93,3 @@ async def ask(reasoner: Reasoner, requests: Sequence[Sequence[ChatRequest]]) -> 
         raise RuntimeError(f"{reasoner.name} returned {len(done)} completions for {len(flat)}")
     rest = iter(done)
     return [[next(rest) for _ in part] for part in requests]
-
-
-def worst(statuses: Sequence[Status]) -> Status:
-    """The gravest one; "scored" for none."""
-    return min(statuses, key=_WORST.index, default="scored")
