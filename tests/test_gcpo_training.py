@@ -30,10 +30,11 @@ from premeditate.trace import Checklist, Task
 from premeditate.training.errors import TrainingError
 from premeditate.training.journal import Journal
 from premeditate.training.policy import Place
+from premeditate.training.tokens.base import load_base
 from premeditate.training.verifier.pairs import Comparison
 from premeditate.training.verifier.policy import PairPolicy
 from premeditate.training.verifier.recipe import VerifierRecipe
-from premeditate.training.verifier.run import train_gcpo
+from premeditate.training.verifier.run import train_gcpo, trainable
 from support import preferred
 from support.preferred import MODE, Scripted, comparisons, fresh, grey, recipe, scored, trainer, white_wins
 
@@ -191,6 +192,22 @@ def test_the_loss_is_the_clipped_objective_against_the_judge_that_sampled(judge:
     nothing = run.policy.loss(rows, [])
     nothing.values.sum().backward()
     assert float(nothing.values) == 0 and all(p.grad is None for p in model.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype", "held", "calculated"),
+    [
+        (None, "bfloat16", torch.float32, torch.bfloat16), (None, "float32", torch.float32, None),
+        ({"rank": 2}, "bfloat16", torch.bfloat16, None),
+    ],
+)  # fmt: skip
+def test_forwards_calculate_in_the_dtype_that_is_asked_for(
+    judge: Path, lora: Any, dtype: str, held: torch.dtype, calculated: torch.dtype | None
+) -> None:
+    told = recipe(base=judge, model={"base": str(judge), "lora": lora, "dtype": dtype, "device": "cpu"})
+    model = trainable(load_base(told.model), told)
+    assert model.network.dtype == held and model.dtype == calculated
+    assert {p.dtype for p in model.network.parameters() if p.requires_grad} == {torch.float32}
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------

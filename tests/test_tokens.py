@@ -229,6 +229,35 @@ def test_gradients_are_those_of_a_plain_forward(load: Load, monkeypatch: pytest.
     assert torch.allclose(gradients(), plain, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forwards_calculate_in_half_precision_over_weights_of_float32(load: Load, family: str) -> None:
+    """Those that sample, that train and that look back; what comes of it is float32's up to rounding."""
+    whole, reasoner = TokenModel(load(family)), load(family)
+    frozen = make_trainable(reasoner.model, None, seed=0, reference=True)
+    half = TokenModel(reasoner, frozen, torch.bfloat16)
+    seen: set[tuple[torch.dtype, bool]] = set()
+    layer = reasoner.model.model.language_model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda _, __, out: seen.add((out.dtype, out.requires_grad)))
+    traces = [one for one in half.write(requests(), 4) if isinstance(one, Trace)]
+    assert seen == {(torch.bfloat16, False)} and len(traces) == 4
+    weights = [p for p in half.network.parameters() if p.requires_grad]
+    found = []
+    for model in (whole, half):
+        values, mask = model.log_probs(traces)
+        network = [p for p in model.network.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(values[mask].sum(), network, allow_unused=True)
+        assert {grad.dtype for grad in grads if grad is not None} == {torch.float32}
+        found.append((values[mask].detach(), torch.cat([g.flatten() for g in grads if g is not None])))
+    assert seen == {(torch.bfloat16, False), (torch.bfloat16, True)}
+    assert {p.dtype for p in weights} == {torch.float32}
+    (wanted, slope), (near, its) = found
+    assert near.dtype == torch.float32 and not torch.equal(near, wanted)
+    assert float((near - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+    assert float(torch.cosine_similarity(slope, its, dim=0)) > 0.9, "weights as large as these magnify rounding"
+    values, mask = half.log_probs(traces)
+    assert torch.equal(half.reference_log_probs(traces)[mask], values[mask])
+
+
 def test_a_request_that_the_model_cannot_take_costs_the_others_nothing(load: Load) -> None:
     model = TokenModel(load("qwen2_5_vl"))
     good = requests()

@@ -7,7 +7,7 @@ be served. Shapes: N traces, P prompt tokens, T written tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,14 @@ class TokenModel:
     Sampling and log-probabilities are both of softmax(logits / temperature) without the tokens that are never said
     (`never`: vision tokens, and what the model's generation settings suppress). Other settings of generation are left
     out (`premeditate.training.tokens.settings`), here as in an export. A trace ends with one of `ends`.
+
+    `dtype`: what forwards calculate in where the weights are of another one (autocast); None: as the weights are.
     """
 
-    def __init__(self, reasoner: TransformersReasoner, frozen: nn.Module | None = None) -> None:
-        self.reasoner, self.frozen = reasoner, frozen
+    def __init__(
+        self, reasoner: TransformersReasoner, frozen: nn.Module | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.reasoner, self.frozen, self.dtype = reasoner, frozen, dtype
         self.network: Any = reasoner.model
         self.settings = plain(self.network, reasoner.tokenizer)
         self.ends = listed(self.settings.eos_token_id)
@@ -59,7 +63,7 @@ class TokenModel:
         forward. A request that the model cannot take (a prompt longer than it reads, a picture that it cannot cut into
         patches) has the reason in its place."""
         found: list[Trace | str] = []
-        with quiet("transformers"), self._plain_settings():
+        with quiet("transformers"), self._plain_settings(), self._calculating():
             for start in range(0, len(requests), most):
                 part = requests[start : start + most]
                 try:
@@ -103,7 +107,7 @@ class TokenModel:
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in batch:
                 batch[name] = torch.cat([batch[name], torch.zeros_like(tokens).to(batch[name])], 1)
-        with quiet("transformers"):
+        with quiet("transformers"), self._calculating():
             logits = self.network(**batch, logits_to_keep=width + 1, use_cache=False).logits[:, :-1]
         heat = torch.tensor([trace.request.temperature or 1.0 for trace in traces], device=logits.device)
         size = max(1, _PORTION // logits[0].numel())
@@ -139,6 +143,11 @@ class TokenModel:
 
     def _reference(self) -> AbstractContextManager[Any]:
         return reference(self.network) if self.frozen is None else _Swapped(self, self.frozen)
+
+    def _calculating(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.network.device.type, self.dtype)
 
     def _plain_settings(self) -> AbstractContextManager[Any]:
         return _Plain(self.network, self.settings)

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from premeditate.datasets.preferences import Pair, PairPaths
 from premeditate.reasoners.transformers import TransformersReasoner
 from premeditate.rewards.panel import Entry, Panel
@@ -61,7 +63,9 @@ def trainable(base: Base, recipe: VerifierRecipe) -> TokenModel:
     frozen = make_trainable(base.model, recipe.model.lora, seed=recipe.seed, reference=reference, within=LANGUAGE)
     if recipe.model.gradient_checkpointing:
         base.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return TokenModel(reasoner, frozen)
+    # Under LoRA the base is held in what forwards calculate in; else everything is held in float32.
+    half = recipe.model.lora is None and recipe.model.dtype == "bfloat16"
+    return TokenModel(reasoner, frozen, torch.bfloat16 if half else None)
 
 
 def _pairs(recipe: VerifierRecipe, world: World, say: Say) -> tuple[list[Comparison], list[Comparison]]:
