@@ -46,3 +46,12 @@ class Reasoner(Protocol):
     def name(self) -> str: ...
 
     async def chat(self, requests: Sequence[ChatRequest]) -> Sequence[Completion]: ...
+
+
+async def chat_all(reasoner: Reasoner, requests: Sequence[ChatRequest]) -> list[Completion]:
+    """One completion per request, in order; nobody is asked for none. Raises what the reasoner raises, and RuntimeError
+    where it loses count."""
+    done = list(await reasoner.chat(requests)) if requests else []
+    if len(done) != len(requests):
+        raise RuntimeError(f"{reasoner.name} returned {len(done)} completions for {len(requests)}")
+    return done

@@ -24,7 +24,7 @@ from premeditate.prompts import get
 from premeditate.prompts.base import LABELS, clean
 from premeditate.prompts.general import failure, spoken
 from premeditate.prompts.labels import read_label
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, chat_all
 from premeditate.rewards.base import Sample, verdict_of
 from premeditate.rewards.checklists import canary as canaries
 from premeditate.rewards.checklists.canary import Canary, Tried
@@ -158,14 +158,14 @@ class ChecklistVerifier:
         if self.probabilities or self.k == 1:
             labels = LABELS if self.probabilities else ()
             limit = 8 if self.probabilities else self._limit
-            first = await self._chat([ChatRequest(q.images, self._text(q), labels, limit) for q in open_])
+            first = await chat_all(self.reasoner, [ChatRequest(q.images, self._text(q), labels, limit) for q in open_])
             for question, done in zip(open_, first, strict=True):
                 question.answer, question.tokens = read_answer(question.item, done), done.tokens
             if self.k == 1:
                 return
             # A reasoner that failed is not asked again; one that spoke where labels were wanted is asked for votes.
             open_ = [q for q, done in zip(open_, first, strict=True) if done.error is None and q.final.p_yes is None]
-        votes = await self._chat([
+        votes = await chat_all(self.reasoner, [
             ChatRequest(q.images, self._text(q), (), self._limit, self.temperature, self.seed + i)
             for q in open_ for i in range(self.k)
         ])  # fmt: skip
@@ -176,8 +176,8 @@ class ChecklistVerifier:
 
     async def _explain(self, questions: Sequence[_Question]) -> None:
         asked = [q for q in questions if q.final.status == "scored"]
-        said = await self._chat(
-            [ChatRequest(q.images, words.explain(q.item.question), max_tokens=WORDS) for q in asked]
+        said = await chat_all(
+            self.reasoner, [ChatRequest(q.images, words.explain(q.item.question), max_tokens=WORDS) for q in asked]
         )
         for question, done in zip(asked, said, strict=True):
             question.tokens += done.tokens
@@ -186,12 +186,6 @@ class ChecklistVerifier:
                 answer = question.final
                 evidence = f"{text[:_EVIDENCE]} ({answer.evidence})" if answer.evidence else text[:_EVIDENCE]
                 question.answer = answer.model_copy(update={"evidence": evidence})
-
-    async def _chat(self, requests: list[ChatRequest]) -> list[Completion]:
-        completions = list(await self.reasoner.chat(requests)) if requests else []
-        if len(completions) != len(requests):
-            raise RuntimeError(f"{self.reasoner.name} returned {len(completions)} completions for {len(requests)}")
-        return completions
 
     def _text(self, question: _Question) -> str:
         # A question is what a model or a file says: data, whoever wrote it.

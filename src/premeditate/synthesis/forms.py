@@ -25,7 +25,7 @@ from typing import Protocol
 
 from premeditate.datasets.judged import Candidate
 from premeditate.prompts import get
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, chat_all
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklist import ChecklistVerifier
 from premeditate.rewards.judges.interval import fitted
@@ -119,10 +119,7 @@ class Apart:
 
     async def _critiques(self, work: Sequence[Asked]) -> list[Critique]:
         requests = [self._request(one, t, s) for one in work for t, s in zip(self.temperatures, one.seeds, strict=True)]
-        done = list(await self.reasoner.chat(requests))
-        if len(done) != len(requests):
-            raise RuntimeError(f"{self.reasoner.name} returned {len(done)} completions for {len(requests)}")
-        return [self._read(completion) for completion in done]
+        return [self._read(completion) for completion in await chat_all(self.reasoner, requests)]
 
     def _request(self, one: Asked, temperature: float, seed: int) -> ChatRequest:
         sample = one.sample

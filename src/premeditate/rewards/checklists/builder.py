@@ -25,7 +25,7 @@ from premeditate.prompts import checklists as words
 from premeditate.prompts import get
 from premeditate.prompts.checklists import WANTED, Wanted
 from premeditate.prompts.general import DIMENSIONS
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, chat_all
 from premeditate.remote import EndpointError
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklists.canary import CanaryAsker
@@ -168,9 +168,7 @@ class ChecklistBuilder:
     async def _ask(self, work: Sequence[_Work], *, again: bool) -> None:
         requests = [self._request(one, again) for one in work]
         self.asked += len(requests)
-        completions = list(await self.reasoner.chat(requests))
-        if len(completions) != len(requests):
-            raise RuntimeError(f"{self.reasoner.name} returned {len(completions)} completions for {len(requests)}")
+        completions = await chat_all(self.reasoner, requests)
         before = [len(one.items) for one in work]
         for one, done in zip(work, completions, strict=True):
             self._read(one, done)

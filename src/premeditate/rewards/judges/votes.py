@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, chat_all
 
 SAMPLED = 0.7
 """The temperature of several passes where none is given."""
@@ -87,9 +87,5 @@ class Votes:
 async def ask(reasoner: Reasoner, requests: Sequence[Sequence[ChatRequest]]) -> list[list[Completion]]:
     """The completions of several lists of requests, in one call. Raises what the reasoner raises, and RuntimeError
     where it loses count."""
-    flat = [request for part in requests for request in part]
-    done = list(await reasoner.chat(flat)) if flat else []
-    if len(done) != len(flat):
-        raise RuntimeError(f"{reasoner.name} returned {len(done)} completions for {len(flat)}")
-    rest = iter(done)
+    rest = iter(await chat_all(reasoner, [request for part in requests for request in part]))
     return [[next(rest) for _ in part] for part in requests]
