@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from premeditate.datasets.judged import Candidate
+from premeditate.images import resize_back
 from premeditate.prompts import get
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, chat_all
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklist import ChecklistVerifier
-from premeditate.rewards.judges.interval import fitted
 from premeditate.rewards.judges.rrm import PrincipleJudge
 from premeditate.rewards.judges.votes import Repeats
 from premeditate.trace import Critique, Status, Verdict
@@ -124,7 +124,7 @@ class Apart:
     def _request(self, one: Asked, temperature: float, seed: int) -> ChatRequest:
         sample = one.sample
         return ChatRequest(
-            (sample.source, fitted(sample.edit, sample.source)),
+            (sample.source, resize_back(sample.edit, sample.source.size)),
             self.prompts.critique(sample.task.instruction, [one.last]), max_tokens=self.prompts.max_tokens,
             schema=self.prompts.schemas.get("critique"), temperature=temperature, seed=seed,
         )  # fmt: skip

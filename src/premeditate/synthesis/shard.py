@@ -17,9 +17,9 @@ from premeditate.datasets.judged import Candidate, JudgedEdit, put
 from premeditate.datasets.tasks import BadRow, TaskRow
 from premeditate.editors.base import Editor, EditRequest, EditResult
 from premeditate.errors import PremeditateError, check_instruction, one_line
+from premeditate.images import resize_back
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklists.builder import Subject
-from premeditate.rewards.judges.interval import fitted
 from premeditate.rewards.verified import given
 from premeditate.synthesis.errors import DeadPart
 from premeditate.synthesis.forms import PROBLEM, Asked, Joint, Judge
@@ -196,7 +196,7 @@ class Maker:
                     tally["failed"] += 1
                     counts.lose("edit failed", f"{name}: {result.error or 'no reason was given'}")
                     continue
-                image = fitted(result.image, row.images[0])
+                image = resize_back(result.image, row.images[0].size)
                 tally["made"] += 1
                 tally["unedited"] += image.tobytes() == row.images[0].tobytes()
                 found.append(_Edit(f"{row.id}/{name}/{k}", row, items, prompt_of(row), name, image))

@@ -22,9 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image
-
 from premeditate.errors import ModelError
+from premeditate.images import resize_back
 from premeditate.prompts import judging
 from premeditate.prompts.judging import PARTS, Reading
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
@@ -96,7 +95,7 @@ class IntervalJudge:
             await close()
 
     def _requests(self, sample: Sample) -> list[ChatRequest]:
-        edit = fitted(sample.edit, sample.source)
+        edit = resize_back(sample.edit, sample.source.size)
         out: list[ChatRequest] = []
         for question in self.questions.questions(sample.task.instruction):
             images = (sample.source, edit) if question.pictures == "both" else (edit,)
@@ -150,8 +149,3 @@ class IntervalJudge:
         if vote.sd is not None:
             text += f", sd {vote.sd:.2f} over {len(vote.read)} passes"
         return text + (f", {vote.missing} unreadable" if vote.missing else "")
-
-
-def fitted(edit: Image.Image, source: Image.Image) -> Image.Image:
-    """The edit in the source's size."""
-    return edit if edit.size == source.size else edit.resize(source.size, Image.Resampling.LANCZOS)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from premeditate.errors import ModelError
+from premeditate.images import resize_back
 from premeditate.prompts import verify, verify_words
 from premeditate.prompts.general import DIMENSIONS
 from premeditate.prompts.verify import EVIDENCE, Judged, Mode, Words
 from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
 from premeditate.rewards.base import Sample, worst
 from premeditate.rewards.checklists.builder import ChecklistBuilder
-from premeditate.rewards.judges.interval import fitted
 from premeditate.rewards.judges.votes import Repeats, Votes, ask
 from premeditate.rewards.verified import VerifiedReward
 from premeditate.trace import Answer, ChecklistItem, Status, Task, Verdict
@@ -172,7 +172,7 @@ def question(
 ) -> ChatRequest:
     """What a judge is asked about an edit, which is shown in the source's size."""
     text = words.judge(instruction, items, mode)
-    return ChatRequest((source, fitted(edit, source)), text, max_tokens=words.tokens(len(items), mode))
+    return ChatRequest((source, resize_back(edit, source.size)), text, max_tokens=words.tokens(len(items), mode))
 
 
 def _items(sample: Sample) -> tuple[ChecklistItem, ...]:

@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from premeditate.datasets import judged
 from premeditate.datasets.judged import JudgedEdit, JudgedError
+from premeditate.images import resize_back
 from premeditate.prompts.verify import Words
-from premeditate.rewards.judges.interval import fitted
 from premeditate.training.sft.recipe import SftRecipe
 
 IGNORED = -100
@@ -187,7 +187,7 @@ def _reasons(left: Mapping[str, int]) -> str:
 
 def _pictures(row: Mapping[str, Any]) -> tuple[Image.Image, Image.Image]:
     source, edit = (judged.picture(Path(row["folder"]), row[name]) for name in ("source", "edit"))
-    return source, fitted(edit, source)
+    return source, resize_back(edit, source.size)
 
 
 def _size(folder: Path, name: str, id: str) -> tuple[int, int]:

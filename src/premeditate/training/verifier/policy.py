@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from premeditate.errors import PremeditateError, one_line
+from premeditate.images import resize_back
 from premeditate.prompts import verify_words
 from premeditate.prompts.verify import TOP
 from premeditate.reasoners.base import ChatRequest
 from premeditate.rewards.base import Sample
-from premeditate.rewards.judges.interval import fitted
 from premeditate.rewards.judges.rrm import question
 from premeditate.rl.losses import Loss, clipped_tokens, token_kl
 from premeditate.trace import Task
@@ -186,7 +186,7 @@ class PairPolicy(Policy):
                 traces, shown = [next(done), next(done)], None
                 if i < grids:
                     scores = [self._judged(pair, trace)["score"] for trace in traces]
-                    edits = [fitted(edit, pictures[0]) for edit in pictures[1:]]
+                    edits = [resize_back(edit, pictures[0].size) for edit in pictures[1:]]
                     shown = pictures[0], _side_by_side(edits, scores)
                 samples.append(self._sample(pair, traces, shown=shown))
             yield [rows[i] for i in part], samples
