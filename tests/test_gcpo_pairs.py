@@ -16,7 +16,7 @@ import pytest
 
 from premeditate import images, presets
 from premeditate.config import ConfigError, load_config
-from premeditate.datasets.preferences import Pair
+from premeditate.datasets.preferences import BadPair, Pair
 from premeditate.training.data import DataError
 from premeditate.training.distributed import World
 from premeditate.training.errors import TrainingError
@@ -121,23 +121,54 @@ def test_a_pair_whose_picture_is_gone_is_unavailable_and_the_run_goes_on(picture
         trainer(recipe(min_coverage=0.6), model, pairs).train_step()
 
 
-def awkward(n: int, seed: int = 0) -> list[Pair]:
+def awkward(n: int, seed: int = 0) -> list[Pair | BadPair]:
     one, two, three, four, five, *_ = white_wins(6)
     return [
         one, replace(two, preference="tie"), replace(three, first=three.second.copy()), replace(four, meta={}),
         replace(five, instruction="  "), replace(one, instruction="make  it\nwhite ", id="p0"),
-        replace(one, meta={"checklist": []}),
+        replace(one, meta={"checklist": []}), replace(one, meta={"checklist": "[{}]"}),
+        replace(one, instruction=["make", "it"]),
+        *(BadPair(f"row {i}", f"row {i}: there is nothing") for i in range(3)),
     ]  # fmt: skip
 
 
 def test_what_is_left_out_is_counted_with_its_reason() -> None:
     lines: list[str] = []
-    found = load("test_gcpo_pairs:awkward", 9, None, lines.append)
+    found = load("test_gcpo_pairs:awkward", 14, None, lines.append)
     assert [one.pair.instruction for one in found] == ["make it white"] * 2
     (line,) = lines
-    assert line.startswith("5 pairs of test_gcpo_pairs:awkward are left out: ")
-    for part in ("1 a tie", "2 no principles", "the two edits are the same picture", "the instruction is empty"):
-        assert part in line
+    assert line.startswith(
+        "10 pairs of test_gcpo_pairs:awkward are left out: 3 no pair (there is nothing), first row 0; "
+        "2 no principles, first p3; 1 a tie, first p1; 1 no pair (the two edits are the same picture), first p2; "
+        "1 no pair (the instruction is empty; say what to change, "
+    ) and line.endswith("; 2 others")  # fmt: skip
+
+
+@pytest.mark.parametrize("checklist", ['[{"question": "Is it white?", "dimension": "follow"}]', ["Is it white?"], [[]]])
+def test_principles_that_are_none_cost_their_pair_alone(pictures: Path, checklist: Any) -> None:
+    path, lines = editreward(pictures), list[str]()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    written(pictures, path.name, [*rows[:1], {**rows[1], "checklist": checklist}, *rows[2:]])
+    assert [one.id[-1] for one in load(path, None, None, lines.append)] == ["1", "3", "4"]
+    assert lines == [
+        f"1 pairs of {path} are left out: 1 principles that are none (meta.checklist), first {path.name}:2"
+    ]
+
+
+def test_rows_that_are_no_pairs_are_counted_by_reason(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, lines = editreward(pictures), list[str]()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    bad = [*({**row, "prompt": ["a"]} for row in rows[:2]), *({"path_src": "a", "path1": "b", "path2": "c"},) * 2]
+    lost = [{**row, "path1": f"gone{i}.png", "checklist": None} for i, row in enumerate(rows[:2])]
+    written(pictures, path.name, [*bad, *rows[2:], *lost])
+    with path.open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    found = load(path, None, author(Model(None), pictures / "run", monkeypatch), lines.append)
+    assert [one.id[-1] for one in found] == ["5", "6"]
+    for part in ("2 no pair (its instruction is no text; give what the editor was told), first editreward.jsonl:1;",
+                 "2 no pair (has no prompt), first editreward.jsonl:3;", "1 no pair (is no JSON object), first",
+                 "2 no pair (no such file: its picture; "):  # fmt: skip
+        assert part in lines[0]
 
 
 def test_pairs_without_principles_say_how_to_get_some(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +176,7 @@ def test_pairs_without_principles_say_how_to_get_some(pictures: Path, monkeypatc
         load(editscore(pictures), None)
     with pytest.raises(DataError, match=r"\(a tie\); give pairs of which one edit is preferred"):
         load(editreward(pictures, tie_case=True), None)
-    with pytest.raises(DataError, match=r"meta.checklist is none .*; give a list of \{question, dimension\}"):
+    with pytest.raises(DataError, match=r"principles that are none \(meta.checklist\).*; give a list of \{"):
         load(editreward(pictures, checklist=["Is it white?"]), None)
     with pytest.raises(DataError, match=r"principles are unavailable \(error: down\).*; give another reasoner"):
         load(editscore(pictures), None, author(Model(None), pictures, monkeypatch))

@@ -131,10 +131,15 @@ def test_a_winner_that_always_comes_first_is_mixed(folder: Path) -> None:
         ({**EDITREWARD, "path1": "http://example.com/a.png"}, "an address, and none is fetched"),
         ({**EDITREWARD, "path1": None}, "a picture is no path"),
         ({**EDITREWARD, "prompt": " "}, "the instruction is empty"),
+        ({**EDITREWARD, "prompt": ["a"]}, "its instruction is no text"),
+        ({**EDITREWARD, "prompt": None}, "its instruction is no text"),
         ({k: v for k, v in EDITREWARD.items() if k != "prompt"}, "has no prompt"),
         ({**RM_BENCH, "human_vote": {"ranking": "A>B"}}, "does not name every one of A, B, C"),
         ({**RM_BENCH, "human_vote": {"ranking": "A>B<C"}}, "does not say which"),
+        ({**RM_BENCH, "human_vote": {"ranking": "A>B>C>A"}}, "does not say which"),
+        ({**RM_BENCH, "human_vote": {"ranking": "A=A>B>C"}}, "does not say which"),
         ({**RM_BENCH, "human_vote": {}}, "has no ranking"),
+        ({**ROW, "id": "1", "ranking": "A>B>A"}, "does not say which of A and B"),
         ({**ROW, "id": "1", "ranking": "A>C"}, "does not say which of A and B"),
         ({**EDITSCORE, "output_images": ["a.png"]}, "not two each"),
         ({"x": 1}, "a row of no format"),
@@ -150,7 +155,7 @@ def test_a_row_that_is_no_pair_is_told_in_its_place(folder: Path, row: Any, said
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, content, said in (
         ("none.jsonl", None, "cannot read"), ("empty.jsonl", b"\n", "is empty"), ("bad.json", b"[1,", "is no JSON"),
-        ("x.parquet", b"PAR1\xff\xfe", "parquet must be exported"),
+        ("deep.json", b"[" * 100_000, "is no JSON"), ("x.parquet", b"PAR1\xff\xfe", "parquet must be exported"),
     ):  # fmt: skip
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -158,8 +163,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             list(read(tmp_path / name))
     with pytest.raises(PairsError, match="no format 'csv'"):
         list(read(tmp_path / "none.jsonl", format="csv"))
-    (tmp_path / "cut.jsonl").write_text('{"a": 1\n')
-    assert isinstance(next(iter(read(tmp_path / "cut.jsonl"))), BadPair)
+    for line in ('{"a": 1\n', '{"a": ' + "[" * 100_000 + "\n"):
+        (tmp_path / "cut.jsonl").write_text(line)
+        assert isinstance(next(iter(read(tmp_path / "cut.jsonl"))), BadPair)
 
 
 # -- the micro world --------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class PairPaths:
     def open(self) -> Pair | BadPair:
         """The pair itself; a `BadPair` for a picture that cannot be read, and for two that are equal."""
         try:
-            text = check_instruction(self.instruction)
+            text = instruction_of(self)
             source, first, second = (_load(name, self.root) for name in (self.source, *self.edits))
         except (PremeditateError, TypeError) as error:
             return BadPair(self.id, f"{self.id}: {error}", self.group)
@@ -100,6 +100,13 @@ class PairPaths:
             return BadPair(self.id, f"{self.id}: the two edits are the same picture", self.group)
         return Pair(self.id, text, source, first, second, self.preference, self.kind, self.dimension, self.group,
                     self.names, self.meta)  # fmt: skip
+
+
+def instruction_of(pair: Pair | PairPaths) -> str:
+    """The instruction, cleaned. Raises ValueError for one that is refused, and for what is no text."""
+    if not isinstance(pair.instruction, str):
+        raise PairsError("its instruction is no text", "give what the editor was told")
+    return check_instruction(pair.instruction)
 
 
 def listed(path: Path, *, root: Path | None = None, format: str | None = None) -> Iterator[PairPaths | BadPair]:
@@ -141,7 +148,7 @@ def _rows(path: Path) -> Iterator[Any]:
     if text.lstrip()[:1] == "[":
         try:
             yield from json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PairsError(f"{path} is no JSON ({error})", "copy or download it again") from None
         return
     found = False
@@ -150,7 +157,7 @@ def _rows(path: Path) -> Iterator[Any]:
             found = True
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield None
     if not found:
         raise PairsError(f"{path} is empty", "give a file of pairs")
@@ -170,7 +177,7 @@ def _pairs(row: Any, place: str, format: str | None) -> Iterator[PairPaths | Bad
         yield from FORMATS[name][1](row, place)
     except KeyError as error:
         yield BadPair(place, f"{place} has no {error.args[0]}")
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
         yield BadPair(place, f"{place}: {printable(str(error))[:200]}")
 
 
@@ -215,7 +222,8 @@ def _ranked(ranking: str, one: str, other: str) -> Preference:
     names, signs = parts[::2], parts[1::2]
     signs = signs[: len(names) - 1 - (names[-1] in ("Good", "Bad"))]
     names = names[: len(signs) + 1]
-    if sorted({">", "<"} & set(signs)) == ["<", ">"] or one not in names or other not in names or one == other:
+    contradicts = sorted({">", "<"} & set(signs)) == ["<", ">"] or len(set(names)) < len(names)
+    if contradicts or one not in names or other not in names or one == other:
         raise ValueError(f"the ranking {ranking!r} does not say which of {one} and {other} is better")
     i, j = names.index(one), names.index(other)
     between = signs[min(i, j) : max(i, j)]

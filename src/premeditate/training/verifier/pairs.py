@@ -12,15 +12,15 @@ from pathlib import Path
 from PIL import Image
 
 from premeditate.attribute import is_attribute
-from premeditate.datasets.preferences import BadPair, Pair, PairPaths, listed, same
-from premeditate.errors import PremeditateError, check_instruction, one_line
+from premeditate.datasets.preferences import BadPair, Pair, PairPaths, instruction_of, listed, same
+from premeditate.errors import PremeditateError, one_line
 from premeditate.rewards.verified import given
 from premeditate.trace import ChecklistItem
 from premeditate.training.data import DataError, called
 from premeditate.training.verifier.recipe import Data
 
 _SHOWN = 5
-_NO_PRINCIPLES, UNWRITTEN = "no principles", "principles are"
+_NO_PRINCIPLES, _NONE, UNWRITTEN = "no principles", "principles that are none (meta.checklist)", "principles are"
 Principles = tuple[ChecklistItem, ...]
 Say = Callable[[str], None]
 Write = Callable[[Sequence[Pair | PairPaths]], Sequence[Principles | str]]
@@ -144,16 +144,22 @@ def _selected(spec: str, count: int | None, data: Data, written: bool) -> _Found
             found.leave(pair, "a tie")
         else:
             principles = _given(pair)
-            if not principles and not written:
+            if principles is None:
+                found.leave(pair, _NONE)
+            elif not principles and not written:
                 found.leave(pair, _NO_PRINCIPLES)
             else:
                 found.rows.append(Comparison(pair, principles))
     return found
 
 
-def no_pair(bad: BadPair) -> str:
-    """Why a pair is left out."""
-    return f"no pair ({bad.problem[:120]})"
+def no_pair(bad: BadPair, row: Pair | PairPaths | None = None) -> str:
+    """Why a pair is left out, without its place and the names of the files of `row`: so that equal reasons add up."""
+    problem = bad.problem.removeprefix(str(bad.id)).lstrip(": ")
+    if isinstance(row, PairPaths):
+        for name in (row.source, *row.edits):
+            problem = problem.replace(str(row.root / name), "its picture") if isinstance(name, str) else problem
+    return f"no pair ({problem[:120]})"
 
 
 def _rows(spec: str, count: int | None, data: Data) -> Iterable[Pair | PairPaths | BadPair]:
@@ -165,9 +171,7 @@ def _rows(spec: str, count: int | None, data: Data) -> Iterable[Pair | PairPaths
 def _checked(row: Pair | PairPaths) -> Pair | PairPaths | BadPair:
     """The pair with its instruction cleaned, or why it is none, as far as that can be told without opening files."""
     try:
-        text = check_instruction(row.instruction)
-    except (TypeError, AttributeError):
-        return BadPair(row.id, f"{row.id}: its instruction is no text")
+        text = instruction_of(row)
     except PremeditateError as error:
         return BadPair(row.id, f"{row.id}: {one_line(error)}")
     if isinstance(row, Pair) and same(row.first, row.second):
@@ -175,18 +179,19 @@ def _checked(row: Pair | PairPaths) -> Pair | PairPaths | BadPair:
     return replace(row, instruction=text)
 
 
-def _given(row: Pair | PairPaths) -> Principles:
-    """The principles that a pair brings along, () for none. Raises `DataError` for some that are none."""
+def _given(row: Pair | PairPaths) -> Principles | None:
+    """The principles that a pair brings along, () for none; None for some that are none."""
     checklist = given(row.meta)
-    if checklist is not None and checklist.status != "scored":
-        why = checklist.raw.partition(": ")[2]
-        raise DataError(f"{row.id}: meta.checklist is none ({why})", "give a list of {question, dimension}")
-    return () if checklist is None else checklist.items
+    if checklist is None:
+        return ()
+    return checklist.items if checklist.status == "scored" else None
 
 
 def _mend(why: str) -> str:
     if why == _NO_PRINCIPLES:
         return "give data.checklists=SPEC, a reasoner that writes principles"
+    if why == _NONE:
+        return "give a list of {question, dimension}"
     if why.startswith(UNWRITTEN):
         return "give another reasoner for data.checklists, or pairs that bring principles along (meta.checklist)"
     return "give pairs of which one edit is preferred"

@@ -81,13 +81,17 @@ async def _portion(builder: ChecklistBuilder, rows: Sequence[Pair | PairPaths]) 
             f"put that right and start again, or give another data.checklists{kept}",
         )
     made = iter(written)
-    return [no_pair(pair) if isinstance(pair, BadPair) else _items(next(made)) for pair in opened]
+    return [
+        no_pair(pair, row) if isinstance(pair, BadPair) else _items(next(made))
+        for row, pair in zip(rows, opened, strict=True)
+    ]
 
 
 def _items(checklist: Checklist) -> Principles | str:
     if checklist.status == "scored" and checklist.items:
         return checklist.items
-    why = _why(checklist)
+    # What cannot be read is another text for each pair.
+    why = _why(checklist) if checklist.status == "unavailable" else checklist.note[:120]
     return f"{UNWRITTEN} {checklist.status}" + (f" ({why})" if why else "")
 
 
