@@ -132,7 +132,7 @@ class Faulty(Loopback):
     async def _score(self, request: Request) -> Response:
         body = await request.json()
         self.keys.append(request.headers["idempotency-key"])
-        self.returns.append(float(request.headers["premeditate-return"]))
+        self.returns.append(float(request.headers.get("premeditate-return", "nan")))
         match self.faults.pop(0) if self.faults else None:
             case "503":
                 return JSONResponse({"detail": "later"}, 503, headers={"Retry-After": "0"})
