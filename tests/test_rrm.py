@@ -135,9 +135,9 @@ def test_verdicts_may_be_dressed(lines: str) -> None:
 ])  # fmt: skip
 def test_verdicts_are_not_guessed(lines: str) -> None:
     for mode in ("verify", "both"):
-        found = parse(f"{lines}\n<score>7</score>", 3, mode)
+        found = parse(f"I looked.\n{lines}\n<score>7</score>", 3, mode)
         assert (found.status, found.verdicts, found.score, found.average) == ("unparsable", (), None, None)
-    assert parse(f"{lines}\n<score>7</score>", 3, "think").score == 7  # where none is asked for
+    assert parse(f"I looked.\n{lines}\n<score>7</score>", 3, "think").score == 7  # where none is asked for
 
 
 @pytest.mark.parametrize("end", [
@@ -149,8 +149,22 @@ def test_verdicts_are_not_guessed(lines: str) -> None:
 ])  # fmt: skip
 def test_scores_are_not_guessed(end: str) -> None:
     for mode in MODES:
-        found = parse(f"1: 1\n2: 0\n3: 1\n{end}", 3, mode)
+        found = parse(f"I looked.\n1: 1\n2: 0\n3: 1\n{end}", 3, mode)
         assert (found.status, found.verdicts, found.score) == ("unparsable", (), None)
+
+
+@pytest.mark.parametrize("bare", ["", "<think></think>", "<think>\n\n</think>\n", "<think>...</think>\n", "---\n"])
+def test_a_thought_is_not_left_out(bare: str) -> None:
+    said = "1: 1\n2: 0\n3: 1\naverage: 0.67\n<score>5</score>"
+    for mode in ("both", "think"):
+        found = parse(bare + said, 3, mode)
+        assert (found.status, found.verdicts, found.score, found.average) == ("unparsable", (), None, None)
+    assert parse(bare + said, 3, "verify").score == 5
+    for thought in ("<think>red</think>", "It is red.\n", "<think></think>It is red.\n", "<thinking>red</thinking>\n"):
+        found = parse(thought + said, 3)
+        assert found.status == "scored" and "red" in found.thought and "<" not in found.thought
+    # Not even where it would be written.
+    assert parse(answer(5, [True], " ", "both"), 1).status == "unparsable"
 
 
 def test_refusals_thoughts_and_averages() -> None:
@@ -163,7 +177,8 @@ def test_refusals_thoughts_and_averages() -> None:
     for before in (
         "<think>1: 1\n<score>9</score></think>",
         "1: 1\n<score>9</score>\n</think>",
-        "",
+        "I looked.\n",
+        "<think>\n</think>\nI looked.\n",
         "<thinking>1: 1</thinking>",
     ):
         found = parse(before + said, 3)
@@ -201,7 +216,7 @@ def test_any_text_is_read_whole_or_not_at_all(text: str, count: int, mode: Mode)
 def test_what_was_written_is_what_is_read(
     cents: int, verdicts: list[bool], thought: str, mode: Mode, data: st.DataObject
 ) -> None:
-    text = answer(cents / 100, verdicts, thought, mode)
+    text = answer(cents / 100, verdicts, f"so {thought}", mode)
     found = parse(text, len(verdicts), mode)
     assert found.status == "scored" and found.score == cents / 100
     if mode != "think":

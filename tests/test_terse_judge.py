@@ -46,6 +46,7 @@ def test_an_instruction_adds_no_principle_of_its_own() -> None:
 
 @given(st.integers(0, 100), st.lists(st.booleans(), min_size=1, max_size=12), plain, st.sampled_from(MODES))
 def test_what_is_written_is_read_back(tenths: int, verdicts: list[bool], thought: str, mode: Mode) -> None:
+    thought = f"so {thought}"
     text = words.answer(tenths / 10, verdicts, thought, mode, (ITEMS * 3)[: len(verdicts)])
     found = words.parse(text, len(verdicts), mode)
     assert found.status == "scored" and found.score == tenths / 10
@@ -72,7 +73,8 @@ def test_reading_never_raises_and_never_guesses(text: str, count: int, mode: Mod
     ("1\nyes\n2\nyes | six", 2, "verify"), ("1\nyes\n2\nno\n3 | 6", 2, "verify"), ("good | -1", 0, "think"),
     ("", 1, "verify"), ("1 yes 2 no | 6", 2, "verify"), ("1 a ?\nb ?\nyes\n2 c ?\nno | 6", 2, "verify"),
     ("1 is it ?\nyes and\n2\nno | 6", 2, "verify"), ("11 is it ?\nyes | 6", 1, "verify"),
-    ("1\nyes\n" * 3000 + "| 6", 3000, "verify"),
+    ("1\nyes\n" * 3000 + "| 6", 3000, "verify"), (" | 1\nyes | 5", 1, "both"), ("| 5", 1, "think"),
+    (" .. - _ | 1\nyes | 5", 1, "both"), (words.answer(5, (True,), "", "both", ITEMS[:1]), 1, "both"),
 ])  # fmt: skip
 def test_what_is_not_whole_is_not_read(text: str, count: int, mode: Mode) -> None:
     assert words.parse(text, count, mode).status == "unparsable"

@@ -102,7 +102,7 @@ def taught(folder: Path) -> Path:
     build_vlm("qwen2_5_vl", folder, prompts="terse")
     reasoner = TransformersReasoner.load(str(folder), device="cpu", dtype="float32")
     tokenizer = reasoner.tokenizer
-    answers = [WORDS.answer(score, (True,), "", MODE, ITEMS).strip() for score in range(1, 10)]
+    answers = [WORDS.answer(score, (True,), "so", MODE, ITEMS) for score in range(1, 10)]
     lessons = [tokenizer(f"{answer}{tokenizer.eos_token}")["input_ids"] for answer in answers]
     # It knows no other words: so a few steps are enough.
     others = set(range(len(tokenizer))) - {token for lesson in lessons for token in lesson}

@@ -7,9 +7,9 @@ verify     "1 Q ?\\nyes\\n2 Q ?\\nno\\n3 Q ?\\nyes\\n4 Q ?\\nyes | 6.5"
 both       "THOUGHT | 1 Q ?\\nyes\\n2 Q ?\\nno\\n3 Q ?\\nyes\\n4 Q ?\\nyes | 6.5"
 
 The same functions as in `premeditate.prompts.verify`, which says what they do. The thought is plain words without a
-bar; there is one yes or no per principle, in order, and a score from 0 to 10. Without the numbers a small model loses
-count; right behind the question, on a line of its own, a verdict stands as the *answer* skill has it. The reader takes
-the number for the principle, and does not ask whether the question was repeated well.
+bar, and never empty; there is one yes or no per principle, in order, and a score from 0 to 10. Without the numbers a
+small model loses count; right behind the question, on a line of its own, a verdict stands as the *answer* skill has it.
+The reader takes the number for the principle, and does not ask whether the question was repeated well.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from premeditate.trace import ChecklistItem
 
 _HEAD = re.compile(r"([0-9]{1,3})(?: .*)?")
 _SCORE = re.compile(r"\s*([0-9]{1,2}(?:\.[0-9]{1,4})?)\s*")
+_WORD = re.compile(r"[^\W_]")
 _WORDS = {"yes": True, "no": False}
 
 
@@ -65,9 +66,9 @@ def parse(text: str, count: int, mode: Mode = "both") -> Judged:
     heads, words = [_HEAD.fullmatch(line) for line in said[::2]], said[1::2]
     listed = len(words) == count > 0 and [head and head[1] for head in heads] == [str(i) for i in range(1, count + 1)]
     whole = mode == "think" or (listed and all(word in _WORDS for word in words))
-    if score is None or float(score[1]) > TOP or not whole:
-        return Judged("unparsable", thought=text)
     thought = "" if mode == "verify" else _plain(parts[0])
+    if score is None or float(score[1]) > TOP or not whole or not (mode == "verify" or _WORD.search(thought)):
+        return Judged("unparsable", thought=text)
     evidence = tuple(thought or word for word in words)
     return Judged("scored", tuple(_WORDS[word] for word in words), float(score[1]), thought, evidence)
 
