@@ -287,6 +287,33 @@ def test_an_edit_in_several_pairs_is_scored_once_unless_it_is_judged_beside_anot
     assert len(seen) == 6
 
 
+def test_an_edit_is_not_taken_for_another_of_its_name(folder: Path) -> None:
+    """The public rows of editreward-bench hold ids twice."""
+    other = {"instruction": "y", "source_image": "d.png", "candidate_1": "b.png", "candidate_2": "c.png"}
+    rows = [{**ROW, "id": "7_AvsB", "ranking": "A>B"}, {**ROW, **other, "id": "7_AvsB", "ranking": "A>B"}]
+    for groupwise in (False, True):
+        judge = function(lambda ss: [s.edit.getpixel((0, 0))[0] for s in ss], groupwise=groupwise)
+        report = run.evaluate(judge, pairs_of(write(folder, rows)))
+        assert [row.scores for row in report.rows] == [((255.0, 0.0),), ((0.0, 0.0),)]
+        assert [row.edits for row in report.rows] == [(0, 1), (2, 3)]
+
+    def beside(ss: Sequence[Sample]) -> list[float]:
+        assert len(ss) == 2 and len({s.group for s in ss}) == 1
+        return [1.0, 0.0]
+
+    assert run.evaluate(function(beside, groupwise=True, max_batch=1), pairs_of(write(folder, rows))).accuracy().n == 2
+
+
+def test_an_edit_of_several_pairs_is_counted_once() -> None:
+    names = (("A", "B"), ("A", "C"), ("B", "C"))
+    values = {"A": 9, "B": 5, "C": 1}
+    trio = [pair("".join(two), values[two[0]], values[two[1]], "first", group="g", names=two) for two in names]
+    report = run.evaluate(function(lambda ss: [None if brightness(s) == 1 else 1.0 for s in ss]), trio, repeats=2)
+    assert report.spread is not None and (report.spread.edits, report.spread.scores) == (2, 6)
+    assert report.statuses == {"scored": 4, "unavailable": 2} and report.reasons == {"the function gave no score": 2}
+    assert report.to_json()["reasons"] == {"the function gave no score": 2}
+
+
 def test_repeats_turn_the_pairs_round() -> None:
     orders: list[list[float]] = []
 
