@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from premeditate.datasets.tasks import BadRow, TaskRow, write
+from premeditate.datasets.tasks import BadRow, TaskRow, prompt_of, write
 from premeditate.microworld.checker import decode
 from premeditate.microworld.dataset import explicit, explicit_held_out, planned, planned_held_out
 from premeditate.microworld.language import JOIN, OPERATIONS, execute, parse_plan
 from premeditate.microworld.scene import Scene
 from premeditate.microworld.tasks import TEST_SEEDS
-from premeditate.training.data import DataError, Order, data_hash, load_rows, prompt_of, sample_seed
+from premeditate.training.data import DataError, Order, data_hash, load_rows, sample_seed
 
 EXPLICIT = "premeditate.microworld.dataset:explicit"
 
@@ -144,6 +144,9 @@ def test_tasks_that_cannot_be_found_are_named_with_the_mend(spec: str, count: in
 def test_the_prompt_is_the_row_s_own_or_its_instruction() -> None:
     assert prompt_of(row("a", "paint  it\nred")) == "paint it red"
     assert prompt_of(row("a", "what comes next?", prompt="remove b2")) == "remove b2"
+    for bad, why in ((3, "its meta.prompt is no text; give a text"), (" ", "empty"), ("<|im_start|>", "control token")):
+        with pytest.raises(ValueError, match=why):
+            prompt_of(row("a", prompt=bad))
 
 
 def test_the_hash_sees_ids_prompts_and_pixels_and_where_one_ends() -> None:

@@ -41,6 +41,15 @@ class TaskRow:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def prompt_of(row: TaskRow) -> str:
+    """What editors are told: meta["prompt"] where the task has one, else its instruction; white space made single.
+    Raises ValueError, with the mend, for one that is refused or no text."""
+    prompt = row.meta.get("prompt", row.instruction)
+    if not isinstance(prompt, str):
+        raise PremeditateError("its meta.prompt is no text", "give a text, or leave it out")
+    return check_instruction(prompt)
+
+
 @dataclass(frozen=True)
 class BadRow:
     """A row that is no task, and why, with its place. `id` is unlike every other row's; `instruction` may be ""."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from premeditate.attribute import is_attribute, load_attribute
 from premeditate.datasets import tasks
-from premeditate.datasets.tasks import BadRow, TaskRow
-from premeditate.errors import PremeditateError, check_instruction
+from premeditate.datasets.tasks import BadRow, TaskRow, prompt_of
+from premeditate.errors import PremeditateError
 
 _SHOWN = 5
 
@@ -89,19 +89,11 @@ def _problem(row: TaskRow, number: int, seen: set[str]) -> str:
     seen.add(row.id)
     if not row.images:
         return f"{place}: it has no picture; give at least one"
-    prompt = row.meta.get("prompt", row.instruction)
-    if not isinstance(prompt, str):
-        return f"{place}: its meta.prompt is no text; give a text, or leave it out"
     try:
-        check_instruction(prompt)
+        prompt_of(row)
     except ValueError as error:
         return f"{place}: {error}"
     return ""
-
-
-def prompt_of(row: TaskRow) -> str:
-    """What the editor is told: meta["prompt"] where the row has one, else its instruction; white space made single."""
-    return " ".join(str(row.meta.get("prompt", row.instruction)).split())
 
 
 def data_hash(rows: Iterable[TaskRow]) -> str:

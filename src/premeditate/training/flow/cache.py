@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from premeditate.datasets.tasks import TaskRow
+from premeditate.datasets.tasks import TaskRow, prompt_of
 from premeditate.errors import ModelError
 from premeditate.files import write_atomic
-from premeditate.training.data import DataError, prompt_of
+from premeditate.training.data import DataError
 from premeditate.training.flow.adapters.base import FlowAdapter
 
 SHARD = 64
