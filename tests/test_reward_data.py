@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,13 +16,16 @@ from PIL import Image
 
 from premeditate.benchmarks.reward_models import run
 from premeditate.benchmarks.reward_models.protocols import tiger
+from premeditate.benchmarks.reward_models.seeds import reseeding
 from premeditate.datasets.preferences import BadPair, Pair, PairsError, read, same
 from premeditate.microworld.checker import decode, is_exact
 from premeditate.microworld.pairs import DAMAGES, damaged, grade, micro_pairs
 from premeditate.microworld.reward import graded
 from premeditate.microworld.tasks import sample_task
 from premeditate.microworld.verifier import ExactVerifier
+from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.rewards.base import Sample
+from premeditate.rewards.specs import load_reward
 from premeditate.trace import Answer, ChecklistItem, Verdict
 from support.command import premeditate
 from support.rewards import Plain, function
@@ -394,3 +397,43 @@ def test_the_command(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPat
         done = premeditate("bench", "rewards", path, *more)
         assert done.code == code and said in done.err, done.err
     assert premeditate("bench", "rewards", tmp_path / "none.jsonl", "--reward", "exact").code == 2
+
+
+# -- repeats of judges that sample ------------------------------------------------------------------------------------
+
+
+def test_every_repeat_has_seeds_of_its_own() -> None:
+    class Noisy:
+        """Scores by the seed alone, as a backend that honours seeds would draw."""
+
+        name, prompts = "noisy", "general"
+        seeds: ClassVar[list[int]] = []
+        closed = 0
+
+        async def chat(self, requests: Sequence[ChatRequest]) -> list[Completion]:
+            self.seeds.extend(r.seed for r in requests)
+            return [Completion(json.dumps({"reasoning": "x", "score": [r.seed // 1000, 5]})) for r in requests]
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    noisy, asked = Noisy(), []
+
+    def load(spec: str) -> Any:
+        asked.append(spec)
+        return noisy
+
+    pairs = [pair("a", 9, 1, "first"), pair("b", 1, 9, "first")]
+    report = run.evaluate(reseeding("viescore[temperature=1,seed=2000]:x", load), pairs, repeats=3)
+    assert report.spread is not None and report.spread.within and report.settings["reseeded"]
+    assert set(noisy.seeds) == {2000, 3000, 4000} and asked == ["x"] and noisy.closed
+    again = run.evaluate(load_reward("viescore[temperature=1,seed=2000]:x", load), pairs, repeats=3)
+    assert again.spread is not None and again.spread.within == 0 and not again.settings["reseeded"]
+    # A checklist is written once, and a reward that asks nobody is the same one each time.
+    make = reseeding("reasoner:x", load)
+    one, two = make(0), make(1)
+    assert one is not two and one.builder is two.builder  # type: ignore[attr-defined]
+    make = reseeding("exact", load)
+    assert make(0) is make(1)
+    with pytest.raises(ValueError, match="different dimensions"):
+        run.evaluate(lambda r: function(lambda ss: [], dimensions=(f"d{r}",)), [], repeats=2)

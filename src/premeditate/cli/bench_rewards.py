@@ -64,6 +64,7 @@ def rewards(
     from premeditate import presets
     from premeditate.benchmarks.reward_models import run
     from premeditate.benchmarks.reward_models.calibration import NoDiagram, draw
+    from premeditate.benchmarks.reward_models.seeds import reseeding
     from premeditate.engine.pooled import pooled
     from premeditate.errors import ModelError
     from premeditate.files import check_writable
@@ -71,7 +72,7 @@ def rewards(
 
     if diagram is not None:
         check_writable(diagram)
-    judge = load_reward(reward, lambda spec: pooled(presets.load_reasoner(spec)))
+    judge = reseeding(reward, lambda spec: pooled(presets.load_reasoner(spec)))
     # Only the exact checker knows the answer to a question.
     checker: Any = getattr(load_reward("exact"), "verifier", None) if data in run.PAIRS else None
     pairs = run.load_pairs(data, n, seed, root=root, format=format)

@@ -190,6 +190,8 @@ class Report:
         if self.spread is not None and self.spread.within is not None and self.orders is not None:
             lines.append(f"over repeats: std {math.sqrt(self.spread.within):.4f}, same answer in both orders "
                          f"{self.orders.consistent}, for what was shown first {self.orders.first_shown}")  # fmt: skip
+            if not self.settings["reseeded"]:
+                lines.append("the judge was asked the same each time: noise that its own seeds fix does not show")
         for name, part in self.agreement.items():
             lines.append(f"questions, {name}: as the exact checker {part.agree} of {part.agree.n}; yes where no "
                          f"{part.false_yes}; no where yes {part.false_no}")  # fmt: skip
