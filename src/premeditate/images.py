@@ -25,6 +25,7 @@ __all__ = [
     "UNLIMITED",
     "ImageError",
     "Limits",
+    "TooLarge",
     "WriteError",
     "check_output",
     "check_writable",
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "resize_back",
     "save",
+    "size",
     "to_rgb",
 ]
 
@@ -45,7 +47,14 @@ class Limits:
     side: int = 16_000
 
 
+class TooLarge(ImageError):
+    """A picture beyond `Limits`."""
+
+
 LIMITS = Limits()
+HEAD = 1 << 16
+"""Bytes of a file that `size` looks at first."""
+PNG = b"\x89PNG\r\n\x1a\n"
 UNLIMITED = Limits(bytes=1 << 62, pixels=1 << 62, side=1 << 31)  # for what was checked before it was stored
 READ = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -54,7 +63,7 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # it warns about large pictures through the process-wide warning filters, which threads cannot change safely.
 # JpegImageFile (rather than its factory) reads a phone's multi-picture file as its main picture.
 _DECODERS: tuple[tuple[str, Callable[[bytes], bool], type], ...] = (
-    ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    ("PNG", lambda head: head.startswith(PNG), PngImagePlugin.PngImageFile),
     ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
     ("WebP", lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
     ("GIF", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
@@ -117,7 +126,23 @@ def load(source: str | os.PathLike[str] | bytes, limits: Limits = LIMITS) -> Ima
     return _plain(name, image)
 
 
-def _read(name: str, limits: Limits) -> bytes:
+def size(path: str | os.PathLike[str], limits: Limits = LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of what `load` gives. A PNG is not decoded, so that pixels may still be missing from it
+    or be broken. Raises `ImageError` as `load`; beyond the limits it is `TooLarge`."""
+    name = str(path)
+    data = _read(name, limits, HEAD)
+    if data.startswith(PNG):
+        try:
+            image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        except Exception:  # broken, or with more before its pixels than the head holds
+            return load(path, limits).size
+        _check(name, image, limits)
+        if not image.is_animated and "exif" not in image.info:
+            return image.size
+    return load(path, limits).size
+
+
+def _read(name: str, limits: Limits, most: int = -1) -> bytes:
     if "://" in name or name.startswith("data:"):
         raise ImageError(f"{name[:80]} is an address, not a file", "download it and give the file")
     try:
@@ -130,7 +155,8 @@ def _read(name: str, limits: Limits) -> bytes:
             raise ImageError(f"{name} is not an ordinary file", "save the image to a file first")
         if info.st_size > limits.bytes:
             raise _too_heavy(name, info.st_size, limits)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except FileNotFoundError as error:
         raise ImageError(f"no such file: {name}", f"check the path (looked in {Path.cwd()})") from error
     except ImageError:
@@ -140,9 +166,9 @@ def _read(name: str, limits: Limits) -> bytes:
         raise ImageError(f"cannot read {name}: {why}", "check the path and its permissions") from error
 
 
-def _too_heavy(name: str, size: int, limits: Limits) -> ImageError:
-    return ImageError(
-        f"{name} has {size / 1e6:,.1f} MB, the limit is {limits.bytes / 1e6:g} MB", "save it smaller, or as JPEG"
+def _too_heavy(name: str, count: int, limits: Limits) -> ImageError:
+    return TooLarge(
+        f"{name} has {count / 1e6:,.1f} MB, the limit is {limits.bytes / 1e6:g} MB", "save it smaller, or as JPEG"
     )
 
 
@@ -161,12 +187,12 @@ def _check(name: str, image: Image.Image, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} declares {width} x {height} pixels", "save it anew with at least one pixel")
     if max(width, height) > limits.side:
-        raise ImageError(
+        raise TooLarge(
             f"{name} declares {width:,} x {height:,} pixels, the longest side allowed is {limits.side:,}",
             "scale it down",
         )
     if width * height > limits.pixels:
-        raise ImageError(
+        raise TooLarge(
             f"{name} declares {width * height / 1e6:,.1f} megapixels, the limit is {limits.pixels / 1e6:g}",
             "scale it down",
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from premeditate import images
 from premeditate.errors import PremeditateError, one_line
@@ -45,7 +45,8 @@ class Candidate(Record):
 
 class JudgedEdit(Record):
     """An edit with its principles, the gold verdict on each (`reasons`: in a few words, "" where none was given) and
-    its candidates. `chosen`: the index of the candidate that was kept. Pictures are paths in the folder."""
+    its candidates. `chosen`: the index of the candidate that was kept, which is scored. Pictures are paths in the
+    folder."""
 
     id: str
     task: str
@@ -58,6 +59,19 @@ class JudgedEdit(Record):
     reasons: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = Field(min_length=1)
     chosen: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> JudgedEdit:
+        count = len(self.principles)
+        for what, values in (("gold verdicts", self.gold), ("reasons", self.reasons)):
+            if len(values) != count and (values or what != "reasons"):
+                raise ValueError(f"it has {len(values)} {what} for {count} principles")
+        for i, one in enumerate(self.candidates):
+            if one.status == "scored" and (len(one.verdicts) != count or one.score is None):
+                raise ValueError(f"candidate {i} is scored without a score or a verdict for each of {count} principles")
+        if self.chosen >= len(self.candidates) or self.kept.status != "scored":
+            raise ValueError(f"it chose candidate {self.chosen}, which it does not have or which is not scored")
+        return self
 
     @property
     def kept(self) -> Candidate:

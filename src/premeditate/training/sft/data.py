@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from premeditate import images
 from premeditate.datasets import judged
 from premeditate.datasets.judged import JudgedEdit, JudgedError
+from premeditate.errors import ImageError
 from premeditate.images import resize_back
 from premeditate.prompts.verify import Words
 from premeditate.training.sft.recipe import SftRecipe
@@ -59,15 +61,12 @@ class Lessons:
 def lesson(edit: JudgedEdit, recipe: SftRecipe, words: Words, folder: Path) -> Lesson | str:
     """The lesson that `edit` is, or the reason why it is none."""
     kept, count, mode = edit.kept, len(edit.principles), recipe.mode
-    if kept.status != "scored" or kept.score is None:
-        return "without a readable judgement"
+    assert kept.score is not None
     if (kept.accuracy or 0.0) < recipe.min_accuracy:
         return f"judged less than {recipe.min_accuracy:g} right"
     if mode != "verify" and not kept.thought.strip():
         return "without a thought"
     verdicts = edit.gold if recipe.gold_verdicts else kept.verdicts
-    if mode != "think" and len(verdicts) != count:
-        return "without a verdict for each principle"
     completion = words.answer(kept.score, verdicts, kept.thought, mode, edit.principles)
     # What would not be read as that answer must not be taught.
     read = words.parse(completion, count, mode)
@@ -92,12 +91,19 @@ class Encoder:
         words = self.tokenizer.encode(completion, add_special_tokens=False, split_special_tokens=True)
         return [*words, self.tokenizer.eos_token_id]
 
-    def length(self, lesson: Lesson) -> int:
-        """Tokens of a lesson, from the sizes of its pictures alone. Raises `JudgedError` for a picture that is none."""
-        sizes = [_size(Path(lesson.folder), name, lesson.id) for name in (lesson.source, lesson.edit)]
+    def length(self, lesson: Lesson) -> int | str:
+        """Tokens of a lesson, from the sizes of its pictures alone, or the reason why a model cannot be shown them.
+        Raises `JudgedError` for a picture that is missing or none."""
+        try:
+            size, _ = [_size(lesson, name) for name in (lesson.source, lesson.edit)]
+        except images.TooLarge:
+            return "with a picture that is too large"
+        try:
+            pictures = 2 * self._picture_tokens(size)  # a judge shows the edit in the source's size
+        except ValueError:  # of the processor: many times wider than high, or the other way round
+            return "with a picture of a shape that the model does not read"
         text = self.tokenizer.encode(lesson.prompt, add_special_tokens=False, split_special_tokens=True)
-        # A judge shows the edit in the source's size.
-        return self._around + len(text) + 2 * self._picture_tokens(sizes[0]) + len(self.answer(lesson.completion))
+        return self._around + len(text) + pictures + len(self.answer(lesson.completion))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch, padded on the right. "labels" [B, L]: the answers' tokens, elsewhere -100. Raises `ImageError` for a
@@ -133,9 +139,9 @@ class Encoder:
         return parts, {name: value for name, value in encoded.items() if name not in own}
 
     def _picture_tokens(self, size: tuple[int, int]) -> int:
-        images = self.processor.image_processor
-        patches = images.get_number_of_image_patches(size[1], size[0], {})
-        return int(patches) // images.merge_size**2
+        processor = self.processor.image_processor
+        patches = processor.get_number_of_image_patches(size[1], size[0], {})
+        return int(patches) // processor.merge_size**2
 
 
 def collect(folder: Path, recipe: SftRecipe, words: Words, encoder: Encoder, most: int | None, to: Path) -> Lessons:
@@ -153,6 +159,9 @@ def collect(folder: Path, recipe: SftRecipe, words: Words, encoder: Encoder, mos
     with ArrowWriter(path=str(to), features=columns) as writer:
         for found in _lessons(folder, recipe, words, left):
             tokens = encoder.length(found)
+            if isinstance(tokens, str):
+                left[tokens] += 1
+                continue
             if encoder.limit is not None and tokens > encoder.limit:
                 left[f"longer than the {encoder.limit:,} tokens that the model reads"] += 1
                 continue
@@ -172,8 +181,6 @@ def collect(folder: Path, recipe: SftRecipe, words: Words, encoder: Encoder, mos
 
 def _lessons(folder: Path, recipe: SftRecipe, words: Words, left: Counter[str]) -> Iterator[Lesson]:
     for edit in judged.read(folder):
-        if edit.chosen >= len(edit.candidates):
-            raise JudgedError(f"{edit.id} in {folder} chose a candidate that it does not have", "make its shard again")
         found = lesson(edit, recipe, words, folder)
         if isinstance(found, Lesson):
             yield found
@@ -190,11 +197,11 @@ def _pictures(row: Mapping[str, Any]) -> tuple[Image.Image, Image.Image]:
     return source, resize_back(edit, source.size)
 
 
-def _size(folder: Path, name: str, id: str) -> tuple[int, int]:
+def _size(lesson: Lesson, name: str) -> tuple[int, int]:
     try:
-        with Image.open(folder / name) as picture:  # reads its head
-            return picture.size
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no picture"
-        raise JudgedError(f"{id} in {folder} cannot be used: {name}: {why}",
+        return images.size(Path(lesson.folder) / name)
+    except images.TooLarge:
+        raise
+    except ImageError as error:
+        raise JudgedError(f"{lesson.id} in {lesson.folder} cannot be used: {name}: {error.problem}",
                           "bring the whole folder, images included, or make its shard again") from None  # fmt: skip
