@@ -198,6 +198,13 @@ def test_principles_are_written_for_tasks_that_bring_none(tmp_path: Path) -> Non
     assert lost(sheet) == {"no principles": 1} and sheet["edits"]["kept"] == 6
     written = next(e for e in judged.read(tmp_path) if e.task == "task-1")
     assert {i.question for i in written.principles} == {item["question"] for item in items}
+    empty = rows_of(4, {1: "bare", 2: "bare"})
+    empty[1].meta["checklist"] = []  # as good as none
+    again = made(tmp_path / "empty", empty, parts_of(writer=writer))
+    assert lost(again) == lost(sheet) and list(judged.read(tmp_path / "empty")) == list(judged.read(tmp_path))
+    empty[2].meta["checklist"] = []
+    alone = made(tmp_path / "alone", empty)["lost"]["no principles"]
+    assert (alone["count"], len(alone["reasons"])) == (2, 1) and "brings none" in next(iter(alone["reasons"]))
     asked = [r.text for call in writer.calls for r in call]
     assert not any("instruction 0" in text or "instruction 3" in text for text in asked)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from premeditate.cli.making import Progress
 from premeditate.datasets import judged, tasks
 from premeditate.synthesis.run import Part
+from premeditate.synthesis.shard import Counts
 from support import synthesis
 from support.chat_server import ChatServer
 from support.command import Outcome, premeditate
@@ -179,7 +183,7 @@ def test_a_list_on_disk_is_read_a_shard_at_a_time_and_its_bad_rows_are_counted(t
 
 
 def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
-    words = ["data", "rrm", SPEC, "--count", "400", "-o", "out", *WORDS]
+    words = ["data", "rrm", SPEC, "--count", "400", "-o", "out", "--part", "2/4", *WORDS]
     words[words.index("support.synthesis:first")] = "support.synthesis:slowly"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
     running = subprocess.Popen(
@@ -193,7 +197,16 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "of 100 shards are whole; go on with the same command and --resume" in err
+    there = len(list((tmp_path / "out" / "shards").glob("*.jsonl")))
+    assert running.returncode == 130
+    assert f"interrupted; {there} of 100 shards are whole; go on with the same command and --resume" in err
+
+
+def test_the_shard_in_work_is_counted_from_those_that_are_there() -> None:
+    shown = Progress(Console(file=io.StringIO()), 3, 2, 8, 8, quiet=True)  # the other three are another machine's
+    assert shown.text().startswith("shard 4/8;")
+    shown.made(1, Counts(tasks=4))
+    assert shown.text().startswith("shard 5/8;")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +216,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
         (("--min-accuracy", "2"), "a share, 0 to 1"),
         (("--temperature", "-1"), "give 0 to 10"),
         (("--temperature", "0.7"), "the temperature 0.7 is given twice"),
+        (("--temperature", "0"), "the temperature 0.0 is given twice"),
         (("--judge", "joint:support.synthesis:first"), "given twice"),
         (("--judge", "apart:"), "names no reasoner"),
         (("--editor", "support.synthesis:one"), "given twice"),

@@ -96,7 +96,7 @@ def rrm(
     from premeditate.errors import PremeditateError
     from premeditate.files import check_writable
     from premeditate.synthesis import parts as models
-    from premeditate.synthesis.run import Part, begin
+    from premeditate.synthesis.run import Part, begin, whole
     from premeditate.synthesis.settings import FILE, JudgeSpec, Settings
 
     # Everything that can be found wrong is found wrong before a model is loaded.
@@ -119,14 +119,13 @@ def rrm(
     check_writable(output / FILE)
     again = "go on with the same command" + ("" if resume else " and --resume")
     with making.Progress(
-        Console(stderr=True), len(missing), total, source.size_of(missing, shard_size), quiet=json_output
+        Console(stderr=True), whole(output), len(missing), total, source.size_of(missing, shard_size), quiet=json_output
     ) as progress:
         parts = models.load(editors, judges, temperatures, verifier, reasoner, Policy(timeout=timeout))
         try:
             found = asyncio.run(_make(source, parts, settings, output, missing, at_once, progress))
         except (KeyboardInterrupt, asyncio.CancelledError):
-            whole = total - len(missing) + progress.done
-            raise KeyboardInterrupt(f"{whole} of {total} shards are whole; {again}") from None
+            raise KeyboardInterrupt(f"{whole(output)} of {total} shards are whole; {again}") from None
     if json_output:
         print(json.dumps({"folder": str(output), **found}, ensure_ascii=False))
     else:

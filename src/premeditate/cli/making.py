@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class Progress(Waiting):
-    """`missing` shards with `tasks` tasks are to be made, of `total`. On a terminal a line that changes, else one every
-    ten seconds. `quiet`: nothing."""
+    """Of `total` shards `whole` are there, and `missing` with `tasks` tasks are to be made: the others may be another
+    machine's. On a terminal a line that changes, else one every ten seconds. `quiet`: nothing."""
 
-    def __init__(self, console: Console, missing: int, total: int, tasks: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, console: Console, whole: int, missing: int, total: int, tasks: int, *, quiet: bool = False
+    ) -> None:
         super().__init__(console, "loading the models", quiet=quiet)
-        self.missing, self.total, self.all_tasks = missing, total, tasks
+        self.whole, self.missing, self.total, self.all_tasks = whole, missing, total, tasks
         self.began: float | None = None  # when the models were there
         self.done = self.tasks = self.kept = 0
         self.lost: Counter[str] = Counter()
@@ -42,7 +44,7 @@ class Progress(Waiting):
 
     def text(self, in_flight: int = 0) -> str:
         """The state on one line."""
-        parts = [f"shard {self.total - self.missing + min(self.done + 1, self.missing)}/{self.total}"]
+        parts = [f"shard {self.whole + min(self.done + 1, self.missing)}/{self.total}"]
         parts += [self.stage] if self.stage else []
         parts += [f"{in_flight} calls in flight"] if in_flight else []
         parts.append(f"{self.kept:,} edits kept" + "".join(f", {n:,} {what}" for what, n in self.lost.items()))

@@ -8,8 +8,8 @@ from typing import Any
 
 from premeditate.datasets.tasks import BadRow, TaskRow
 from premeditate.prompts.checklists import WANTED
-from premeditate.rewards.verified import given
 from premeditate.synthesis.settings import JudgeSpec, Settings
+from premeditate.synthesis.source import brought
 
 LOOKED = 1000
 """Tasks whose principles are counted; more are taken to be like these."""
@@ -23,7 +23,7 @@ def calls(settings: Settings, rows: Iterable[TaskRow | BadRow], tasks: int) -> d
         looked += 1
         if isinstance(row, BadRow):
             bad += 1
-        elif (checklist := given(row.meta)) is None:
+        elif (checklist := brought(row)) is None:
             bare += 1
         else:
             principles += len(checklist.items)

@@ -59,6 +59,11 @@ def counts_path(folder: Path, number: int) -> Path:
     return folder / COUNTS / f"{number:05d}.json"
 
 
+def whole(folder: Path) -> int:
+    """How many shards are there, whoever made them."""
+    return sum(path.stem.isdigit() for path in (folder / SHARDS).glob("*.jsonl"))
+
+
 def begin(folder: Path, settings: Settings, part: Part, shards: int, *, resume: bool) -> list[int]:
     """The shards that this part still has to make; writes nothing. Raises `SynthesisError` for a folder with other
     settings, and where there are shards of this part already and nobody said `resume`."""

@@ -70,10 +70,12 @@ class Settings(Record):
         for what, values in (("editor", self.editors), ("judge", self.judges), ("temperature", self.temperatures)):
             if not values:
                 raise PremeditateError(f"there is no {what}", f"give at least one --{what}")
-            if twice := next((value for i, value in enumerate(values) if value in values[:i]), None):
-                raise PremeditateError(f"the {what} {twice} is given twice", "give each once")
-        if bad := next((t for t in self.temperatures if not 0 <= t <= 10), None):
-            raise PremeditateError(f"the temperature is {bad}", "give 0 to 10")
+            for i, value in enumerate(values):
+                if value in values[:i]:
+                    raise PremeditateError(f"the {what} {value} is given twice", "give each once")
+        for t in self.temperatures:
+            if not 0 <= t <= 10:
+                raise PremeditateError(f"the temperature is {t}", "give 0 to 10")
         if not 0 <= self.min_accuracy <= 1:
             raise PremeditateError(f"--min-accuracy is {self.min_accuracy}", "give a share, 0 to 1")
         return self

@@ -20,11 +20,11 @@ from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.images import resize_back
 from premeditate.rewards.base import Sample
 from premeditate.rewards.checklists.builder import Subject
-from premeditate.rewards.verified import given
 from premeditate.synthesis.errors import DeadPart
 from premeditate.synthesis.forms import PROBLEM, Asked, Joint, Judge
 from premeditate.synthesis.parts import Parts
 from premeditate.synthesis.settings import Settings, key_of, seed_of
+from premeditate.synthesis.source import brought
 from premeditate.trace import Checklist, ChecklistItem, Task, Verdict
 
 FEW = 8
@@ -151,7 +151,7 @@ class Maker:
                 unread.append(one_line(error, ValueError))
                 counts.lose("unreadable task", unread[-1])
                 continue
-            found.append((row, given(row.meta)))
+            found.append((row, brought(row)))
         # A disk that is not mounted makes all of them unreadable, and is no fault of theirs.
         self._alive("reading the tasks", unread, len(rows), len(rows), GONE)
         lacking = [i for i, (_, checklist) in enumerate(found) if checklist is None]

@@ -10,6 +10,14 @@ from pathlib import Path
 
 from premeditate.datasets import tasks
 from premeditate.datasets.tasks import BadRow, TaskRow
+from premeditate.rewards.verified import given
+from premeditate.trace import Checklist
+
+
+def brought(row: TaskRow) -> Checklist | None:
+    """The principles that a task brings along: "unparsable" where they are none, None where there are none."""
+    found = given(row.meta)
+    return None if found is not None and found.status == "scored" and not found.items else found
 
 
 class Source:
