@@ -313,6 +313,28 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(data: Path, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"lock", ".lessons-of-it"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_a_run_holds_its_folder_before_it_has_read_its_data(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    from premeditate.training.sft import run
+
+    def look(*args: Any) -> Any:
+        assert list(tmp_path.glob(".lessons-*"))
+        with open(tmp_path / "lock", "rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        raise ModelError("seen", "")
+
+    monkeypatch.setattr(run, "load_base", look)
+    with pytest.raises(ModelError, match="seen"):
+        train_sft(recipe(data, tmp_path))
+    with open(tmp_path / "lock", "rb") as file:  # nor longer than it runs
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not list(tmp_path.glob(".lessons-*"))
+
+
 def test_a_run_that_nobody_began_is_begun(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     train_sft(recipe(data, tmp_path / "run", steps=1), resume=True, say=said.append)

@@ -13,6 +13,7 @@ from typing import Any
 
 from premeditate.config import dump_config
 from premeditate.datasets import judged
+from premeditate.eventlog import Writer
 from premeditate.files import check_writable, write_error
 from premeditate.local import quiet
 from premeditate.prompts import verify_words
@@ -52,7 +53,7 @@ def train_sft(
     if first:
         checkpoint.check_idle(out)
     try:
-        with quiet("transformers", loading=True), _room(out, devices) as room:
+        with quiet("transformers", loading=True), _room(out, first, devices) as room:
             # What can be found wrong is found wrong before a model is loaded.
             trainers = _trainers()
             portions(recipe.batch, devices)
@@ -108,9 +109,11 @@ def _trainers() -> Any:
 
 
 @contextmanager
-def _room(out: Path, devices: int) -> Iterator[Path]:
-    """A folder for files that live as long as the training. Each process has its own; what a killed run left goes."""
+def _room(out: Path, first: bool, devices: int) -> Iterator[Path]:
+    """A folder for files that live as long as the training. Each process has its own; what a killed run left goes. The
+    `first` process claims `out` before, so that nothing of another run's is taken for that."""
     check_writable(out / LOG)
+    claim = Writer.of(out / LOG, sync=False) if first else None  # the journal's
     try:
         out.mkdir(parents=True, exist_ok=True)
         for old in out.glob(f"{LESSONS}*") if devices == 1 else ():
@@ -120,6 +123,7 @@ def _room(out: Path, devices: int) -> Iterator[Path]:
         raise write_error(out, error) from error
     with made as room:
         yield Path(room)
+    del claim  # held up to here
 
 
 def _lessons(recipe: SftRecipe, base: Base, encoder: Encoder, room: Path, say: Say) -> tuple[Lessons, Lessons | None]:
