@@ -42,7 +42,7 @@ def rewards(
     format: Annotated[
         str | None,
         typer.Option(
-            help="editreward, editreward-bench or editscore-bench [default: told by the rows].", show_default=False
+            help="editreward, editreward-bench, genai-bench or editscore-bench [default: told by the rows].", show_default=False
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Pairs in a call.")] = 32,

@@ -7,6 +7,8 @@
     editreward-bench   its benchmark: {prompt, path_src, paths_generated: [2-4], human_vote: {ranking: "C>A>B"}}; or
                        the rows of TIGER-Lab/EditReward-Bench: {id, instruction, source_image, candidate_1,
                        candidate_2, ranking: "A>C", comparison_type: "AvsC", ...}. Every two of a group are a pair.
+    genai-bench        TIGER-Lab/GenAI-Bench, image_edition: {instruct_prompt, source_image, left_output_image,
+                       right_output_image, vote_type}
     editscore-bench    EditScore/EditReward-Bench: {key: [2], instruction, input_image, output_images: [2], task_type,
                        dimension}; the first is the winner
 
@@ -34,6 +36,14 @@ from premeditate.errors import PremeditateError, check_instruction, printable
 Preference = Literal["first", "second", "tie"]
 SWAPPED: Mapping[Preference, Preference] = {"first": "second", "second": "first", "tie": "tie"}
 Row = Mapping[str, Any]
+Four = Literal["A>B", "B>A", "A=B=Good", "A=B=Bad"]
+VOTES: Mapping[str, Four] = {
+    "leftvote": "A>B", "rightvote": "B>A", "tievote": "A=B=Good", "bothgood_vote": "A=B=Good",
+    "bothbad_vote": "A=B=Bad",
+}  # fmt: skip
+"""How GenAI-Bench writes people's votes, and its own labels for them."""
+LABEL = "label"
+"""Where `Pair.meta` holds what people said in words, before the pair was turned round."""
 
 
 class PairsError(PremeditateError):
@@ -173,12 +183,13 @@ def _pairs(row: Any, place: str, format: str | None) -> Iterator[PairPaths | Bad
     if name is None:
         yield BadPair(place, f"{place} is a row of no format that is known ({', '.join(sorted(row)[:8])})")
         return
+    group = _group(row, place) if name == "editreward-bench" else ""
     try:
         yield from FORMATS[name][1](row, place)
     except KeyError as error:
-        yield BadPair(place, f"{place} has no {error.args[0]}")
+        yield BadPair(place, f"{place} has no {error.args[0]}", group)
     except (ValueError, TypeError, IndexError, RecursionError) as error:
-        yield BadPair(place, f"{place}: {printable(str(error))[:200]}")
+        yield BadPair(place, f"{place}: {printable(str(error))[:200]}", group)
 
 
 def _editreward(row: Row, place: str) -> Iterator[PairPaths]:
@@ -186,6 +197,20 @@ def _editreward(row: Row, place: str) -> Iterator[PairPaths]:
     meta = {key: value for key, value in row.items() if key not in ("prompt", "path_src", "path1", "path2")}
     yield PairPaths(place, row["prompt"], row["path_src"], (row["path1"], row["path2"]), "tie" if tie else "first",
                  names=(f"{place}/1", f"{place}/2"), meta=meta)  # fmt: skip
+
+
+def _group(row: Row, place: str) -> str:
+    """Names the comparison that a row of editreward-bench is about. The number of its edits comes first, so that it is
+    known even where some of its pairs cannot be read."""
+    if "paths_generated" in row:
+        paths = row["paths_generated"]
+        return f"{len(paths)}pair/{place}" if isinstance(paths, list) else place
+    return f"{row.get('dataset') or ''}/{str(row.get('id', place)).split('_')[0]}".lstrip("/")
+
+
+def _label(said: str, kept: bool = True) -> dict[str, Any]:
+    """What people said of two edits in so many words: a tie may be good or bad."""
+    return {LABEL: said} if kept else {}
 
 
 def _editreward_bench(row: Row, place: str) -> Iterator[PairPaths]:
@@ -201,18 +226,18 @@ def _editreward_bench(row: Row, place: str) -> Iterator[PairPaths]:
     for i, j in combinations(range(len(paths)), 2):
         yield PairPaths(
             f"{place}/{letters[i]}vs{letters[j]}", row["prompt"], row["path_src"], (paths[i], paths[j]),
-            _ranked(ranking, letters[i], letters[j]), group=place, kind=f"{len(paths)}pair",
-            names=(f"{place}/{letters[i]}", f"{place}/{letters[j]}"),
+            _ranked(ranking, letters[i], letters[j]), group=_group(row, place), kind=f"{len(paths)}pair",
+            names=(f"{place}/{letters[i]}", f"{place}/{letters[j]}"), meta=_label(ranking, len(paths) == 2),
         )  # fmt: skip
 
 
 def _editreward_row(row: Row, place: str) -> PairPaths:
-    group = str(row["id"]).split("_")[0]
+    group, ranking = _group(row, place), str(row["ranking"])
     one, _, other = str(row.get("comparison_type") or "AvsB").partition("vs")
     return PairPaths(
         str(row["id"]), row["instruction"], row["source_image"], (row["candidate_1"], row["candidate_2"]),
-        _ranked(str(row["ranking"]), one, other), kind=str(row.get("dataset") or ""), group=group,
-        names=(f"{group}/{one}", f"{group}/{other}"),
+        _ranked(ranking, one, other), kind=str(row.get("dataset") or ""), group=group,
+        names=(f"{group}/{one}", f"{group}/{other}"), meta=_label(ranking, row.get("dataset") in (None, "", "2pair")),
     )  # fmt: skip
 
 
@@ -243,6 +268,14 @@ def _editscore_bench(row: Row, place: str) -> Iterator[PairPaths]:
     )  # fmt: skip
 
 
+def _genai_bench(row: Row, place: str) -> Iterator[PairPaths]:
+    edits, vote = (row["left_output_image"], row["right_output_image"]), row["vote_type"]
+    if vote not in VOTES:
+        raise ValueError(f"the vote {str(vote)[:80]!r} is none of {', '.join(VOTES)}")
+    yield PairPaths(place, row["instruct_prompt"], row["source_image"], edits, _ranked(VOTES[vote], "A", "B"),
+                    names=(f"{place}/left", f"{place}/right"), meta=_label(VOTES[vote]))  # fmt: skip
+
+
 Reader = Callable[[Row, str], Iterator[PairPaths]]
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Reader]] = {
     "editreward": ((("path_src", "path1", "path2"),), _editreward),
@@ -250,6 +283,7 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Reader]] = {
         (("paths_generated", "human_vote"), ("candidate_1", "candidate_2", "ranking")),
         _editreward_bench,
     ),
+    "genai-bench": ((("left_output_image", "right_output_image", "vote_type"),), _genai_bench),
     "editscore-bench": ((("output_images", "input_image", "key"),), _editscore_bench),
 }
 """Each format's telling columns (one of these sets), and what reads a row of it."""

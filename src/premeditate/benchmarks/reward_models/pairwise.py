@@ -145,20 +145,30 @@ def tie_threshold(differences: Sequence[float | None], truth: Sequence[Preferenc
     return abs(max([(none, 0.0), *options])[1])
 
 
-def calibrated(
-    differences: Sequence[float | None], truth: Sequence[Preference], seed: int = 0
-) -> tuple[Accuracy, tuple[float, float]]:
-    """Accuracy under "label" with thresholds that were found on the other half of the pairs, and the two thresholds."""
-    halves: tuple[list[int], list[int]] = ([], [])
-    places = list(range(len(truth)))
+def halves(n: int, seed: int = 0) -> tuple[list[int], list[int]]:
+    """The places 0 to n - 1, dealt out by chance."""
+    places = list(range(n))
     random.Random(seed).shuffle(places)
-    for k, place in enumerate(places):
-        halves[k % 2].append(place)
+    return places[::2], places[1::2]
+
+
+def calibrated_labels(
+    differences: Sequence[float | None], truth: Sequence[Preference], seed: int = 0
+) -> tuple[list[Preference | None], tuple[float, float]]:
+    """What differences say with thresholds that were found on the other half of the pairs, and the two thresholds."""
     said: list[Preference | None] = [None] * len(truth)
-    found = []
-    for half, other in (halves, halves[::-1]):
+    parts, found = halves(len(truth), seed), []
+    for half, other in (parts, parts[::-1]):
         eps = tie_threshold([differences[i] for i in other], [truth[i] for i in other])
         found.append(eps)
         for i in half:
             said[i] = label(differences[i], 0.0, eps)
-    return accuracy(said, truth, "label"), (found[0], found[1])
+    return said, (found[0], found[1])
+
+
+def calibrated(
+    differences: Sequence[float | None], truth: Sequence[Preference], seed: int = 0
+) -> tuple[Accuracy, tuple[float, float]]:
+    """Accuracy under "label" with `calibrated_labels`, and the two thresholds."""
+    said, thresholds = calibrated_labels(differences, truth, seed)
+    return accuracy(said, truth, "label"), thresholds

@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from premeditate.benchmarks.reward_models.pairwise import Accuracy, accuracy, label
+from premeditate.benchmarks.reward_models.pairwise import Accuracy, accuracy, halves, label, tie_threshold
+from premeditate.datasets.preferences import VOTES as VOTES
+from premeditate.datasets.preferences import Four as Four
 from premeditate.datasets.preferences import Preference
 from premeditate.stats import Z95, Rate
 
@@ -46,36 +48,42 @@ class Groups:
 
 
 def tiger(
-    groups: Sequence[str], said: Sequence[Preference | None], truth: Sequence[Preference], missing: Missing = "leave"
-) -> Groups:
+    groups: Sequence[str], said: Sequence[Preference | None], truth: Sequence[Preference], missing: Missing = "leave",
+    sizes: Mapping[str, int] | None = None,
+) -> Groups:  # fmt: skip
     """One entry per pair; `groups` names its group. `missing`: a group without one of its answers leaves, or is wrong
-    (the published overall figures divide by all groups). Raises ValueError for a group of 2, 4, 5, ... pairs: K edits
-    have K (K - 1) / 2."""
-    members: dict[str, list[int]] = {}
+    (the published overall figures divide by all groups). `sizes`: K of every group; one that has fewer pairs than K
+    edits have, K (K - 1) / 2, or none at all, lacks answers. Raises ValueError for a group of too many pairs, and
+    without `sizes` for one of 2, 4, 5, ... pairs."""
+    members: dict[str, list[int]] = {group: [] for group in sizes or ()}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     found: dict[int, list[bool]] = {}
     left = 0
     for group, places in members.items():
-        size = round((1 + math.sqrt(1 + 8 * len(places))) / 2)
-        if size * (size - 1) // 2 != len(places):
+        size = (sizes or {}).get(group) or round((1 + math.sqrt(1 + 8 * len(places))) / 2)
+        pairs = size * (size - 1) // 2
+        if len(places) > pairs or (sizes is None and len(places) < pairs):
             raise ValueError(f"the group {group} has {len(places)} pairs; give every two of its edits once")
         outcomes = found.setdefault(size, [])
-        if missing == "leave" and any(said[i] is None for i in places):
+        if missing == "leave" and (len(places) < pairs or any(said[i] is None for i in places)):
             left += 1
         else:
-            outcomes.append(all(said[i] == truth[i] for i in places))
+            outcomes.append(len(places) == pairs and all(said[i] == truth[i] for i in places))
     return Groups({size: Rate.of(found[size]) for size in sorted(found)}, left, accuracy(said, truth, "label"))
 
 
 def tiger_labels(
-    groups: Sequence[str], scores: Sequence[tuple[float | None, float | None]], eps: float = 0.0
-) -> list[Preference | None]:
-    """What a pair's two scores say there: `eps` in groups of one pair, the strict order in larger ones."""
+    groups: Sequence[str], scores: Sequence[tuple[float | None, float | None]], eps: float = 0.0,
+    sizes: Mapping[str, int] | None = None,
+) -> list[Preference | None]:  # fmt: skip
+    """What a pair's two scores say there: `eps` in groups of two edits (by `sizes`, else of one pair), the strict order
+    in larger ones."""
     count = dict.fromkeys(groups, 0)
     for group in groups:
         count[group] += 1
-    return [label(a, b, eps if count[g] == 1 else 0.0) for g, (a, b) in zip(groups, scores, strict=True)]
+    two = {group for group, n in count.items() if (n == 1 if sizes is None else sizes[group] == 2)}
+    return [label(a, b, eps if g in two else 0.0) for g, (a, b) in zip(groups, scores, strict=True)]
 
 
 # -- EditScore's -------------------------------------------------------------------------------------------------------
@@ -160,13 +168,8 @@ def _mean(parts: Any) -> float | None:
 
 # -- GenAI-Bench's -----------------------------------------------------------------------------------------------------
 
-Four = Literal["A>B", "B>A", "A=B=Good", "A=B=Bad"]
 FOUR: tuple[Four, ...] = ("A>B", "B>A", "A=B=Good", "A=B=Bad")
-VOTES: Mapping[str, Four] = {
-    "leftvote": "A>B", "rightvote": "B>A", "tievote": "A=B=Good", "bothgood_vote": "A=B=Good",
-    "bothbad_vote": "A=B=Bad",
-}  # fmt: skip
-"""How its files write people's votes."""
+THREE: Mapping[Four, Preference] = {"A>B": "first", "B>A": "second", "A=B=Good": "tie", "A=B=Bad": "tie"}
 _FOUR = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 
 
@@ -189,6 +192,32 @@ def four_of_scores(first: float | None, second: float | None, *, good: float, ep
     if said == "tie":
         return "A=B=Good" if (first + second) / 2 >= good else "A=B=Bad"
     return "A>B" if said == "first" else "B>A"
+
+
+def good_threshold(means: Sequence[float], good: Sequence[bool]) -> float:
+    """The mean score from which on ties are good, the smallest of those with most right; 0.5 where there is no tie."""
+    if not means:
+        return 0.5
+    options = [*sorted(set(means)), math.nextafter(max(means), math.inf)]
+    told = list(zip(means, good, strict=True))
+    return max(options, key=lambda one: (sum((mean >= one) == g for mean, g in told), -one))
+
+
+def four_calibrated(
+    scores: Sequence[tuple[float | None, float | None]], truth: Sequence[Four], *, ties: bool = True, seed: int = 0
+) -> tuple[list[Four | None], tuple[tuple[float, float], tuple[float, float]]]:
+    """`four_of_scores` with (`eps`, `good`) that were found on the other half of the pairs, and the two of them.
+    `ties`: False leaves `eps` at 0."""
+    said: list[Four | None] = [None] * len(truth)
+    parts, found = halves(len(truth), seed), []
+    for half, other in (parts, parts[::-1]):
+        known = [(a, b, truth[i]) for i in other for a, b in [scores[i]] if label(a, b) is not None]
+        eps = tie_threshold([a - b for a, b, _ in known], [THREE[t] for *_, t in known]) if ties else 0.0  # type: ignore[operator]
+        tied = [((a + b) / 2, t == "A=B=Good") for a, b, t in known if THREE[t] == "tie"]  # type: ignore[operator]
+        found.append((eps, good_threshold([mean for mean, _ in tied], [good for _, good in tied])))
+        for i in half:
+            said[i] = four_of_scores(*scores[i], good=found[-1][1], eps=eps)
+    return said, (found[0], found[1])
 
 
 def genai(said: Sequence[Four | None], truth: Sequence[Four], missing: Missing = "leave") -> Accuracy:

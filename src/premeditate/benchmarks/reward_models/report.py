@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from premeditate.benchmarks.reward_models.calibration import Reliability, reliability
+from premeditate.benchmarks.reward_models.groups import Counts, genai_counts, tiger_counts
 from premeditate.benchmarks.reward_models.pairwise import (
     TIES,
     Accuracy,
@@ -20,8 +21,10 @@ from premeditate.benchmarks.reward_models.pairwise import (
 )
 from premeditate.benchmarks.reward_models.protocols import Tasks, editscore
 from premeditate.benchmarks.reward_models.repeats import Agreement, Spread, agreement, spread
-from premeditate.datasets.preferences import SWAPPED, BadPair, Preference
+from premeditate.benchmarks.reward_models.row import Row
+from premeditate.datasets.preferences import SWAPPED, BadPair
 from premeditate.errors import printable
+from premeditate.stats import Rate, in_percent
 from premeditate.trace import Verdict
 
 if TYPE_CHECKING:
@@ -29,33 +32,6 @@ if TYPE_CHECKING:
 
 REASONS = 5
 """Of the reasons for missing scores, how many are told."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One pair and what was said. `scores` [R][2]: of the first and second edit in each repeat, None where there is
-    none; in every other repeat the second was shown first. `edits`: numbers of the two edits; one that is in several
-    pairs was judged once, and has the same number in all of them."""
-
-    id: str
-    kind: str
-    dimension: str
-    group: str
-    preference: Preference
-    scores: tuple[tuple[float | None, float | None], ...]
-    statuses: tuple[tuple[str, str], ...]
-    edits: tuple[int, int]
-
-    @property
-    def means(self) -> tuple[float | None, float | None]:
-        """Of the repeats that have a score."""
-        one, other = ([s[k] for s in self.scores] for k in (0, 1))
-        return _mean(one), _mean(other)
-
-    @property
-    def difference(self) -> float | None:
-        first, second = self.means
-        return None if first is None or second is None else first - second
 
 
 @dataclass(frozen=True)
@@ -118,6 +94,16 @@ class Report:
         return editscore([r.kind for r in rows], [r.dimension for r in rows], said, [r.preference for r in rows])
 
     @property
+    def tiger(self) -> dict[str, Counts]:
+        """TIGER-Lab's protocol ("strict", "calibrated"), where the pairs are of groups; {} else."""
+        return tiger_counts(self.rows, self.bad)
+
+    @property
+    def genai(self) -> dict[str, Counts]:
+        """GenAI-Bench's ("strict", "calibrated"), where people told good ties from bad ones; {} else."""
+        return genai_counts(self.rows, self.bad)
+
+    @property
     def statuses(self) -> dict[str, int]:
         """Of the edits, each once, in all repeats."""
         edits = {edit: [s[k] for s in row.statuses] for row in self.rows for k, edit in enumerate(row.edits)}
@@ -150,6 +136,9 @@ class Report:
         }  # fmt: skip
         if self.tasks:
             out["editscore"] = {dimension: found.to_json() for dimension, found in self.tasks.items()}
+        for protocol in ("tiger", "genai"):
+            if found := getattr(self, protocol):
+                out[protocol] = {how: counts.to_json() for how, counts in found.items()}
         if self.spread is not None and self.orders is not None:
             count = len(self.rows[0].scores)
             out["repeats"] = {"single": [self.accuracy("wrong", repeat=r).to_json() for r in range(count)],
@@ -180,8 +169,29 @@ class Report:
             for index, (name, found) in enumerate(rows):
                 table.add_row(name, str(found.n), str(found), _percent(found.coverage.value),
                               _percent(found.tie_rate.value), end_section=index == len(rows) - 1)  # fmt: skip
+        for cells in self._protocols():
+            table.add_row(*cells)
         table.caption, table.caption_justify = Text("\n".join(self._lines())), "left"
         return table
+
+    def _protocols(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """The published benchmarks' own counts, as rows of the table."""
+        for dimension, found in self.tasks.items():
+            yield (f"EditScore's {dimension}, mean of {len(found.tasks)} tasks", str(found.pairs.n),
+                   in_percent(found.mean, found.interval), _percent(found.pairs.coverage.value),
+                   _percent(found.pairs.tie_rate.value))  # fmt: skip
+        for how, counts in self.tiger.items():
+            lost = counts.answered
+            for size, rate in counts.all.by_size.items():
+                covered = Rate(lost.by_size[size].n, rate.n)
+                if how == "strict" or size == 2:
+                    yield f"TIGER-Lab's groups, K={size}, {how}", str(rate.n), str(rate), _percent(covered.value), ""
+            every, covered = counts.all.overall, Rate(lost.overall.n, counts.all.overall.n)
+            yield f"TIGER-Lab's groups, overall, {how}", str(every.n), str(every), _percent(covered.value), ""
+        for how, counts in self.genai.items():
+            found = counts.all
+            yield (f"GenAI-Bench's four labels, {how}", str(found.n), str(found), _percent(found.coverage.value),
+                   _percent(found.tie_rate.value))  # fmt: skip
 
     def _lines(self) -> list[str]:
         """What is said beneath the table."""
@@ -198,11 +208,6 @@ class Report:
         if self.reliability is not None and self.reliability.ece is not None:
             lines.append(f"probabilities: ECE {self.reliability.ece:.3f}, Brier {self.reliability.brier:.3f}")
         return lines
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _percent(value: float | None) -> str:

@@ -15,8 +15,10 @@ from PIL import Image
 
 from premeditate.attribute import load_attribute
 from premeditate.benchmarks.reward_models.pairwise import TIES
-from premeditate.benchmarks.reward_models.report import Report, Row
-from premeditate.datasets.preferences import BadPair, Pair, PairsError, read
+from premeditate.benchmarks.reward_models.protocols import Four, four_label
+from premeditate.benchmarks.reward_models.report import Report
+from premeditate.benchmarks.reward_models.row import Row
+from premeditate.datasets.preferences import LABEL, BadPair, Pair, PairsError, read
 from premeditate.rewards.base import Reward, Sample, Verifier
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.trace import Checklist, Task, Verdict
@@ -127,7 +129,8 @@ class _Asker:
             Row(p.id, p.kind, p.dimension, p.group, p.preference,
                 tuple((self._value(said[i][0], p), self._value(said[i][1], p)) for said in found),
                 tuple((said[i][0].status, said[i][1].status) for said in found),
-                (self.numbers[keys[i][0]], self.numbers[keys[i][1]]))
+                (self.numbers[keys[i][0]], self.numbers[keys[i][1]]), p.names,
+                hashlib.sha256(f"{p.instruction}\0{_digest(p.source)}".encode()).hexdigest()[:16], _four(p))
             for i, p in enumerate(pairs)
         ]  # fmt: skip
 
@@ -141,7 +144,8 @@ class _Asker:
             shown = list(zip(named, (pair.first, pair.second), strict=True))
             for key, edit in shown[::-1] if repeat % 2 else shown:
                 if key not in known and key not in wanted:
-                    task = Task(id=pair.group or pair.id, images=(), instruction=pair.instruction, meta=pair.meta)
+                    meta = {key: value for key, value in pair.meta.items() if key != LABEL}  # no judge is told
+                    task = Task(id=pair.group or pair.id, images=(), instruction=pair.instruction, meta=meta)
                     # Ids need not be unique, and what is of one group is judged together.
                     wanted[key] = Sample(task, pair.source, edit, group=f"{pair.id}#{place}")
         self.reward.turn = repeat
@@ -186,6 +190,14 @@ class _Asker:
         if any(dimension not in verdict.scores for dimension in dimensions):
             return None
         return sum(verdict.scores[d] for d in dimensions) / len(dimensions)
+
+
+def _four(pair: Pair) -> Four | None:
+    """What people said of a pair, where they told good ties from bad ones."""
+    found = four_label(str(pair.meta.get(LABEL, "")))
+    if pair.preference != "tie":  # the pair may have been turned round
+        return None if found is None else "A>B" if pair.preference == "first" else "B>A"
+    return found if found in ("A=B=Good", "A=B=Bad") else None
 
 
 def _digest(image: Image.Image) -> str:
