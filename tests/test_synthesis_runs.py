@@ -212,7 +212,6 @@ def test_the_shard_in_work_is_counted_from_those_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--balance", "dimensions"), "none is the only way"),
         (("--min-accuracy", "2"), "a share, 0 to 1"),
         (("--temperature", "-1"), "give 0 to 10"),
         (("--temperature", "0.7"), "the temperature 0.7 is given twice"),

@@ -69,7 +69,6 @@ def rrm(
     min_accuracy: Annotated[
         float, typer.Option(help="Of the candidate that is kept, 0-1; an edit below it is not.")
     ] = 0.0,
-    balance: Annotated[str, typer.Option(help="How verdicts are evened out; none is the only way so far.")] = "none",
     shard_size: Annotated[int, typer.Option(min=1, max=4096, help="Tasks in a shard.")] = 64,
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Make every N-th shard, from the I-th: for N machines.")
@@ -93,15 +92,12 @@ def rrm(
     from premeditate.address import shown
     from premeditate.cli import making
     from premeditate.engine.pool import Policy
-    from premeditate.errors import PremeditateError
     from premeditate.files import check_writable
     from premeditate.synthesis import parts as models
     from premeditate.synthesis.run import Part, begin, whole
     from premeditate.synthesis.settings import FILE, JudgeSpec, Settings
 
     # Everything that can be found wrong is found wrong before a model is loaded.
-    if balance != "none":
-        raise PremeditateError(f"--balance is {balance!r}", "none is the only way so far")
     editors, judges = editor or ["micro"], [JudgeSpec.parse(text) for text in judge or ["apart:micro"]]
     temperatures = temperature or [0.0, 0.7, 1.0]
     mine, source = Part.parse(part), _source(tasks, count, seed)

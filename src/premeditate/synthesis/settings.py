@@ -63,7 +63,6 @@ class Settings(Record):
     reasoner: str | None
     verifier: str
     min_accuracy: float
-    balance: Literal["none"] = "none"
 
     def check(self) -> Settings:
         """Itself. Raises ValueError for settings that make no sense."""

@@ -41,9 +41,9 @@ class SftRecipe(Recorded):
     """The whole of it. Give `steps` or `epochs`.
 
     `mode`: what an answer holds: a thought and the score ("think"), a verdict per principle and the score ("verify"),
-    or all ("both"). `targets`: "kept" teaches the thought, verdicts and score of the candidate that was kept;
-    `gold_verdicts` puts the gold verdicts in the place of its own. `min_accuracy`: edits whose kept candidate agreed
-    less with gold are left out.
+    or all ("both"). Taught are the thought, verdicts and score of the candidate that was kept; `gold_verdicts` puts the
+    gold verdicts in the place of its own. `min_accuracy`: edits whose kept candidate agreed less with gold are left
+    out.
     """
 
     kind: Literal["sft"] = "sft"
@@ -51,7 +51,6 @@ class SftRecipe(Recorded):
     steps: Count | None = None
     epochs: Positive | None = None
     mode: Mode = "both"
-    targets: Literal["kept"] = "kept"
     gold_verdicts: bool = False
     min_accuracy: Share = 0.0
     model: Model = Model()
