@@ -20,14 +20,13 @@ from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.rewards.base import Sample
 from premeditate.rewards.specs import load_reward
 from premeditate.trace import Answer, ChecklistItem, Verdict
-from support.command import premeditate
-from support.pair_files import EDITREWARD, EDITSCORE, ROW, painted, pairs_of, write
+from support.pair_files import ROW, bench, painted, pairs_of, reddened, vote, write
 from support.rewards import Plain, function
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return painted(tmp_path)
+    return reddened(painted(tmp_path))
 
 
 # -- judges on pairs --------------------------------------------------------------------------------------------------
@@ -163,31 +162,23 @@ def test_the_checker_answers_the_judges_questions() -> None:
     assert report.accuracy("half").value == 0.5  # it tells nothing apart
 
 
-def test_the_command(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("bench", "rewards", "micro", "--n", 20)
-    done = premeditate(*words, "--reward", "premeditate.microworld.reward:graded", "--json")
-    assert done.code == 0 and done.json["accuracy"]["wrong"]["value"] >= 0.9 and done.json["pairs"] == 20
-    png = tmp_path / "r.png"
-    done = premeditate(*words, "--reward", "exact", "--diagram", png)
-    assert done.code == 0 and "ECE 0.000" in done.out and png.exists()
-    path = write(folder, [EDITREWARD, {"x": 1}])
-    (tmp_path / "mine.py").write_text(
-        "def dull(samples):\n    return [None for s in samples]\n\n\n"
-        "def red(samples):\n    return [s.edit.getpixel((0, 0))[0] for s in samples]\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    done = premeditate("bench", "rewards", path, "--reward", "mine:red", "--json")
-    assert done.code == 0 and (done.json["pairs"], done.json["bad"]) == (1, 1)
-    assert done.json["accuracy"]["wrong"]["value"] == 1
-    for more, code, said in (
-        (("--reward", "mine:dull"), 5, "no edit of 2 pairs could be scored"),
-        (("--reward", "mine:red", "--score", "x"), 2, "no dimension 'x'"),
-        (("--reward", "mine:red", "--score", "a", "--score", "b"), 2, "given twice"),
-        (("--reward", "mine:red", "--format", "x"), 2, "no format 'x'"),
-    ):
-        done = premeditate("bench", "rewards", path, *more)
-        assert done.code == code and said in done.err, done.err
-    assert premeditate("bench", "rewards", tmp_path / "none.jsonl", "--reward", "exact").code == 2
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ({"x": "low"}, "some pairs are about 'y', .*; add --score y=NAME"),
+        ({"x": "low", "y": "high", "z": "low"}, "no pair is about 'z'; they are about x, y"),
+    ],
+)
+def test_a_score_is_said_for_every_dimension_of_the_pairs_and_no_other(score: Any, said: str) -> None:
+    judge = Plain(lambda s: {"low": 1.0, "high": 2.0})
+    pairs = [pair("a", 9, 1, "first", dimension="x"), pair("b", 9, 1, "first", dimension="y")]
+    with pytest.raises(ValueError, match=said):
+        run.evaluate(judge, pairs, score=score)
+    assert not judge.calls  # nothing was asked before
+    with pytest.raises(ValueError, match="some pairs are about 'y'"):
+        run.evaluate(judge, iter(pairs), score={"x": "low"})
+    with pytest.raises(ValueError, match="do not say what they are about"):
+        run.evaluate(judge, [pair("a", 9, 1, "first")], score=score)
 
 
 # -- published protocols, of all that the file holds ------------------------------------------------------------------
@@ -195,22 +186,6 @@ def test_the_command(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPat
 
 def redder(ss: Sequence[Sample]) -> list[float]:
     return [float(s.edit.getpixel((0, 0))[0]) for s in ss]
-
-
-GREYS = ("#ff0000", "#c00000", "#800000", "#400000")
-
-
-@pytest.fixture
-def reds(folder: Path) -> Path:
-    for name, colour in zip("rstu", GREYS, strict=True):
-        Image.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
-    return folder
-
-
-def bench(*names: str, ranking: str = "A>B>C>D") -> dict[str, Any]:
-    told = ranking[: 2 * len(names) - 1] if ranking == "A>B>C>D" else ranking
-    return {"prompt": "redder", "path_src": "src.png", "paths_generated": [f"{n}.png" for n in names],
-            "human_vote": {"ranking": told}}  # fmt: skip
 
 
 def tiger_of(path: Path, how: str = "strict") -> Any:
@@ -232,9 +207,9 @@ def tiger_of(path: Path, how: str = "strict") -> Any:
     ],
 )  # fmt: skip
 def test_a_group_that_cannot_be_read_is_still_one(
-    reds: Path, rows: Any, sizes: Any, overall: Any, answered: Any, left: int
+    folder: Path, rows: Any, sizes: Any, overall: Any, answered: Any, left: int
 ) -> None:
-    assert tiger_of(write(reds, rows)) == (sizes, overall, answered, left)
+    assert tiger_of(write(folder, rows)) == (sizes, overall, answered, left)
 
 
 def erb(id: str, two: str, compared: str = "AvsB", kind: str = "2pair", **more: Any) -> dict[str, Any]:
@@ -243,31 +218,24 @@ def erb(id: str, two: str, compared: str = "AvsB", kind: str = "2pair", **more: 
             "ranking": compared.replace("vs", ">"), **more}  # fmt: skip
 
 
-def test_groups_of_rows_whose_ids_come_again(reds: Path) -> None:
+def test_groups_of_rows_whose_ids_come_again(folder: Path) -> None:
     trio = [erb("7_0", "rs", kind="3pair"), erb("7_1", "rt", "AvsC", "3pair"), erb("7_2", "st", "BvsC", "3pair")]
     two = [erb("7_0", "rs"), erb("7_0", "ts", instruction="y"), erb("7_0", "rs")]  # the third is the first again
-    assert tiger_of(write(reds, [*trio, *two])) == ({2: (1, 2), 3: (1, 1)}, (2, 3), (2, 3), 0)
+    assert tiger_of(write(folder, [*trio, *two])) == ({2: (1, 2), 3: (1, 1)}, (2, 3), (2, 3), 0)
     lost = [*trio[:2], {**trio[2], "ranking": "?"}, erb("8_0", "r-"), *two]
-    assert tiger_of(write(reds, lost)) == ({2: (1, 3), 3: (0, 1)}, (1, 4), (1, 2), 2)
+    assert tiger_of(write(folder, lost)) == ({2: (1, 3), 3: (0, 1)}, (1, 4), (1, 2), 2)
 
 
-def test_ties_of_two_edits_have_a_threshold_from_the_other_half(reds: Path) -> None:
+def test_ties_of_two_edits_have_a_threshold_from_the_other_half(folder: Path) -> None:
     rows = [bench("r", "s", ranking="A=B") if k % 2 else bench("r", "u") for k in range(40)]
-    strict, calibrated = tiger_of(write(reds, rows))[1], tiger_of(write(reds, rows), "calibrated")[1]
+    strict, calibrated = tiger_of(write(folder, rows))[1], tiger_of(write(folder, rows), "calibrated")[1]
     assert (strict, calibrated) == ((20, 40), (40, 40))
 
 
-VOTE = {"instruct_prompt": "redder", "source_image": "src.png"}
-
-
-def vote(left: str, right: str, vote_type: str) -> dict[str, Any]:
-    return {**VOTE, "left_output_image": f"{left}.png", "right_output_image": f"{right}.png", "vote_type": vote_type}
-
-
-def test_genai_bench(reds: Path) -> None:
+def test_genai_bench(folder: Path) -> None:
     kinds = [vote("r", "u", "leftvote"), vote("u", "r", "rightvote"), vote("r", "s", "tievote"),
              vote("t", "u", "bothbad_vote")]  # fmt: skip
-    found = run.evaluate(function(redder), read(write(reds, [*kinds * 20, vote("r", "no", "leftvote")])))
+    found = run.evaluate(function(redder), read(write(folder, [*kinds * 20, vote("r", "no", "leftvote")])))
     assert len(found.rows) == 80 and found.rows[0].four == ("A>B" if found.rows[0].preference == "first" else "B>A")
     assert {r.four for r in found.rows} == {"A>B", "B>A", "A=B=Good", "A=B=Bad"}
     strict, calibrated = found.genai["strict"], found.genai["calibrated"]
@@ -276,34 +244,11 @@ def test_genai_bench(reds: Path) -> None:
     assert all(eps == 64 and 96 < good <= 224 for eps, good in calibrated.thresholds)
     data = json.loads(json.dumps(found.to_json(rows=True)))
     assert data["genai"]["calibrated"]["all"]["n"] == 81 and "tiger" not in data
-    (bad,) = read(write(reds, [vote("r", "s", "maybe")]))
+    (bad,) = read(write(folder, [vote("r", "s", "maybe")]))
     assert isinstance(bad, BadPair) and "'maybe' is none of leftvote" in bad.problem
     # EditReward-Bench's groups of two may say as much.
     rows = [bench("r", "s", ranking="A=B=Good"), bench("t", "u", ranking="A=B=Bad"), bench("r", "u")]
-    assert run.evaluate(function(redder), read(write(reds, rows))).genai["strict"].all.n == 3
-
-
-def test_the_command_prints_the_protocol_of_the_format(reds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (reds / "mine.py").write_text("def red(samples):\n    return [s.edit.getpixel((0, 0))[0] for s in samples]\n")
-    monkeypatch.syspath_prepend(str(reds))
-    monkeypatch.setenv("COLUMNS", "160")
-    words = ("--reward", "mine:red")
-    for rows, key, said in (
-        ([bench("r", "s"), bench("r", "s", "t"), bench("r", "s", "t", "no")], "tiger",
-         ("groups, K=2, strict", "groups, K=3", "groups, K=4", "groups, overall, calibrated")),
-        ([vote("r", "u", "leftvote"), vote("r", "s", "tievote")], "genai", ("GenAI-Bench's four labels, strict",)),
-        ([{**EDITSCORE, "output_images": ["r.png", "s.png"]}], "editscore", ("EditScore's consistency, mean of 1",)),
-    ):  # fmt: skip
-        path = write(reds, rows)
-        done = premeditate("bench", "rewards", path, *words)
-        assert done.code == 0 and all(part in done.out for part in said), done.out
-        data = premeditate("bench", "rewards", path, *words, "--json").json
-        assert [name for name in ("tiger", "genai", "editscore") if name in data] == [key]
-        if key == "tiger":
-            assert data["tiger"]["strict"]["all"]["overall"] | {"low": 0, "high": 0} == {
-                "k": 2, "n": 3, "value": 2 / 3, "low": 0, "high": 0,
-            }  # fmt: skip
-            assert data["tiger"]["strict"]["answered"]["left"] == 1
+    assert run.evaluate(function(redder), read(write(folder, rows))).genai["strict"].all.n == 3
 
 
 # -- repeats of judges that sample ------------------------------------------------------------------------------------

@@ -47,3 +47,26 @@ EDITSCORE = {
     "key": ["k1", "k2"], "instruction": "x", "input_image": "src.png", "output_images": ["a.png", "b.png"],
     "task_type": "subject-add", "dimension": "consistency",
 }  # fmt: skip
+
+
+GREYS = ("#ff0000", "#c00000", "#800000", "#400000")
+
+
+def reddened(folder: Path) -> Path:
+    """With four more, r to u, each less red than the one before."""
+    for name, colour in zip("rstu", GREYS, strict=True):
+        Image.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
+    return folder
+
+
+def bench(*names: str, ranking: str = "A>B>C>D") -> dict[str, Any]:
+    told = ranking[: 2 * len(names) - 1] if ranking == "A>B>C>D" else ranking
+    return {"prompt": "redder", "path_src": "src.png", "paths_generated": [f"{n}.png" for n in names],
+            "human_vote": {"ranking": told}}  # fmt: skip
+
+
+VOTE = {"instruct_prompt": "redder", "source_image": "src.png"}
+
+
+def vote(left: str, right: str, vote_type: str) -> dict[str, Any]:
+    return {**VOTE, "left_output_image": f"{left}.png", "right_output_image": f"{right}.png", "vote_type": vote_type}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from premeditate.rewards.base import Reward, Sample, Verifier
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.trace import Checklist, Task, Verdict
 
-__all__ = ["PAIRS", "TIES", "Report", "Row", "evaluate", "load_pairs"]
+__all__ = ["PAIRS", "TIES", "Report", "Row", "check_score", "evaluate", "is_made", "load_pairs"]
 
 PAIRS = {"micro": "premeditate.microworld.pairs:micro_pairs"}
 """Pairs that are made: "module:function", called with (n, seed)."""
@@ -32,18 +32,44 @@ Key = tuple[str, ...]
 
 def load_pairs(
     data: str, n: int | None, seed: int = 0, *, root: Path | None = None, format: str | None = None
-) -> Iterator[Pair | BadPair]:
+) -> Iterable[Pair | BadPair]:
     """At most `n` pairs of `data`: a name in `PAIRS`, "module:function", or a file (`premeditate.datasets.preferences`,
     where `seed` decides which pairs are turned round). Raises `PairsError`."""
-    where = PAIRS.get(data, data)
-    module, colon, _ = where.partition(":")
-    if colon and not Path(data).exists() and module.replace(".", "").replace("_", "").isalnum():
-        try:
-            make = load_attribute(where)
-        except (ImportError, AttributeError) as error:
-            raise PairsError(f"the pairs {data} cannot be loaded ({error})", "check module:function") from error
-        return iter(make(1000 if n is None else n, seed))
-    return islice(read(Path(data), root=root, format=format, mix=seed), n)
+    if not is_made(data):
+        return islice(read(Path(data), root=root, format=format, mix=seed), n)
+    told = ["root"] * (root is not None) + ["format"] * (format is not None)
+    if told:
+        raise PairsError(f"the pairs {data} are made, and take no {' and no '.join(told)}", "leave that out")
+    try:
+        make = load_attribute(PAIRS.get(data, data))
+    except (ImportError, AttributeError) as error:
+        raise PairsError(f"the pairs {data} cannot be loaded ({error})", "check module:function") from error
+    made: Iterable[Pair | BadPair] = make(1000 if n is None else n, seed)
+    return made
+
+
+def is_made(data: str) -> bool:
+    """Whether `data` is a name in `PAIRS` or "module:function", and no file."""
+    module, colon, _ = PAIRS.get(data, data).partition(":")
+    named = bool(colon) and module.replace(".", "").replace("_", "").isalnum()
+    return named and (data in PAIRS or not Path(data).exists())
+
+
+def check_score(score: str | Mapping[str, str] | None, dimensions: Iterable[str], *, whole: bool = True) -> None:
+    """Raises ValueError where a mapping from dimensions of pairs says nothing of one of `dimensions`, and, where these
+    are the `whole` of them, for one that no pair has."""
+    have = set(dimensions)
+    if score is None or isinstance(score, str) or not have:
+        return
+    if "" in have and "" not in score:
+        raise ValueError("the pairs do not say what they are about; give one score for all: --score NAME")
+    if lacking := sorted(have - set(score)):
+        raise ValueError(
+            f"some pairs are about {lacking[0]!r}, and nothing says which score they compare; "
+            f"add --score {lacking[0]}=NAME"
+        )
+    if whole and (unknown := sorted(set(score) - have)):
+        raise ValueError(f"no pair is about {unknown[0]!r}; they are about {', '.join(sorted(have))}")
 
 
 def evaluate(
@@ -55,18 +81,23 @@ def evaluate(
 
     `reward`: or what makes the one of each repeat (0, 1, ...), say with other seeds: a judge that samples with the same
     ones every time says the same again, and shows no noise. `score`: which of the reward's dimensions is compared; a
-    mapping says it for each dimension of the pairs ({"consistency": "C"}); None: the mean of all, missing where one is.
-    `repeats`: every edit is scored so often, with the pairs turned round in every other one. `timeout`: seconds for a
-    call. `checker`: answers the same questions as the judge where that answers any, to be compared with. Raises
-    `ModelError` and ValueError for a dimension that there is not and less than one repeat, and what the reward raises
-    against its contract (`RewardError`).
+    mapping says it for every dimension of the pairs ({"consistency": "C"}); None: the mean of all, missing where one
+    is. `repeats`: every edit is scored so often, with the pairs turned round in every other one. `timeout`: seconds for
+    a call. `checker`: answers the same questions as the judge where that answers any, to be compared with. `on_pair`:
+    told how many pairs were done.
+
+    Raises `ModelError`, ValueError for a dimension that there is not, for one of the pairs of which `score` says
+    nothing and for less than one repeat, and what the reward raises against its contract (`RewardError`).
     """
     if repeats < 1 or batch < 1:
         raise ValueError(f"{repeats} repeats in batches of {batch} cannot be; give at least 1 of each")
+    score = score or None
     judge = _Turns([reward] if isinstance(reward, Reward) else [reward(repeat) for repeat in range(repeats)])
     for wanted in [score] if isinstance(score, str) else (score or {}).values():
         if wanted not in judge.dimensions:
             raise ValueError(f"the reward has no dimension {wanted!r}; it has {', '.join(judge.dimensions)}")
+    if isinstance(pairs, Sequence):
+        check_score(score, [one.dimension for one in pairs if isinstance(one, Pair)])
     asker = _Asker(judge, score, repeats, timeout, checker)
     start = time.perf_counter()
     rows: list[Row] = []
@@ -75,7 +106,9 @@ def evaluate(
     with asker.panel:
         while part := list(islice(every, batch)):
             bad += [one for one in part if isinstance(one, BadPair)]
-            rows += asker.rows([one for one in part if isinstance(one, Pair)])
+            good = [one for one in part if isinstance(one, Pair)]
+            check_score(score, [one.dimension for one in good], whole=False)
+            rows += asker.rows(good)
             if on_pair is not None:
                 on_pair(len(part))
     settings = {"reward": judge.name, "data": data, "score": score or "mean of " + ", ".join(judge.dimensions),
@@ -183,7 +216,7 @@ class _Asker:
                 self.answers.append((verdict, truth))
 
     def _value(self, verdict: Verdict, pair: Pair) -> float | None:
-        wanted = self.score.get(pair.dimension) if isinstance(self.score, Mapping) else self.score
+        wanted = self.score[pair.dimension] if isinstance(self.score, Mapping) else self.score
         if wanted is not None:
             return verdict.scores.get(wanted)
         dimensions = self.reward.dimensions
