@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -308,9 +308,13 @@ def test_a_reward_is_opened_where_an_event_loop_runs() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        "premeditate.serving.rewards.serve", lambda app, host, port, key: served.append((host, port, key))
-    )
+
+    def serve(app: Any, host: str, port: int, *, key: str | None, sockets: Any, ready: Callable[[], None]) -> None:
+        served.append((host, port, key))
+        ready()
+
+    monkeypatch.setattr("premeditate.serving.rewards.serve", serve)
+    monkeypatch.setattr("premeditate.serving.listening.reserve", lambda host, port: [])
     done = premeditate("rewards", "serve", "exact", "preservation", "--port", "8123")
     assert done.code == 0 and "exact.follow" in done.err and "http://127.0.0.1:8123" in done.err
     recipe = tmp_path / "r.yaml"
@@ -344,6 +348,7 @@ def test_the_command_gives_a_recipe_s_rewards_their_time(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("premeditate.serving.rewards.reward_app", app)
     monkeypatch.setattr("premeditate.serving.rewards.serve", lambda *given, **options: None)
+    monkeypatch.setattr("premeditate.serving.listening.reserve", lambda host, port: [])
     recipe = tmp_path / "r.yaml"
     recipe.write_text("rewards:\n  - {use: exact, timeout: 1800}\n  - {use: preservation, timeout: 5}\n")
     assert premeditate("rewards", "serve", "--recipe", recipe).code == 0

@@ -45,16 +45,25 @@ def serve(
 ) -> None:
     """Score edits for other machines: POST /score, GET /health. A recipe there says `use: http://HOST:PORT`."""
     try:
+        from premeditate.serving import listening
         from premeditate.serving.door import check_exposure
         from premeditate.serving.rewards import reward_app
         from premeditate.serving.rewards import serve as run
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'premeditate[serve]'") from None
     key = os.environ.get(KEY, "").strip() or None
-    check_exposure(host, key, KEY)  # before models are loaded
-    with _panel(uses or [], recipe, timeout) as panel:
+    # Before models are loaded.
+    check_exposure(host, key, KEY)
+    sockets = listening.reserve(host, port)
+
+    def ready() -> None:
         typer.echo(f"{', '.join(panel.names)} on http://{host}:{port}" + (" (with a key)" if key else ""), err=True)
-        run(reward_app(panel, key=key, name=name), host, port, key=key)
+
+    try:
+        with _panel(uses or [], recipe, timeout) as panel:
+            run(reward_app(panel, key=key, name=name), host, port, key=key, sockets=sockets, ready=ready)
+    finally:
+        listening.close(sockets)
 
 
 def _panel(uses: list[str], recipe: Path | None, timeout: float) -> Panel:

@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import math
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from premeditate.errors import ImageError, InstructionError, PremeditateError, c
 from premeditate.rewards.base import RewardError, Sample, worst
 from premeditate.rewards.panel import Panel
 from premeditate.rewards.wire import GRACE, KEY, PROTOCOL, RETURN, About, Ask, AskedSample, Told
+from premeditate.serving import listening
 from premeditate.serving.door import Door, bounded, check_exposure
 from premeditate.serving.once import Answers, OtherRequest
 from premeditate.trace import Task, Verdict
@@ -75,12 +77,15 @@ def reward_app(panel: Panel, *, key: str | None = None, limits: Limits | None = 
     return app
 
 
-def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8100, *, key: str | None = None) -> None:
-    """Serves until interrupted. Raises `premeditate.serving.door.Exposed` where others could reach it without a key."""
+def serve(
+    app: FastAPI, host: str = "127.0.0.1", port: int = 8100, *, key: str | None = None,
+    sockets: Sequence[socket.socket] | None = None, ready: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Serves until interrupted. `sockets`: of `premeditate.serving.listening.reserve`, where the port was taken before.
+    `ready`: called once connections are taken. Raises `premeditate.serving.door.Exposed` where others could reach it
+    without a key, and `premeditate.serving.listening.NotListening`."""
     check_exposure(host, key, KEY)
-    import uvicorn
-
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+    listening.serve(app, host, port, listening.reserve(host, port) if sockets is None else sockets, ready)
 
 
 @dataclass(frozen=True)
