@@ -105,7 +105,8 @@ def test_counts_a_pool_and_references_are_for_those_who_take_them(
 @pytest.mark.parametrize(("words", "code", "said"), [
     (("none.png", "melt it"), 3, "no such file"), (("scene.png", " "), 4, "instruction is empty"),
     (("scene.png", "melt it", "--counts", "3"), 2, "not three numbers"),
-    (("scene.png", "melt it", "--counts", "4-3,1,1"), 2, "(4, 3)"),
+    *((("scene.png", "melt it", "--counts", counts), 2, "not all 0; write 3-4,3-4,2-3")
+      for counts in ("4-3,1,1", "0,0,0", "17,1,1", "1,1,2-1")),
     (("scene.png", "melt it", "--pool", "none.yaml"), 2, "cannot be read"),
     (("scene.png", "melt it", "--reference", "none.png"), 3, "no such file"),
     (("scene.png", "melt it", "-o", "scene.png/x.json"), 6, "cannot write"),
@@ -220,10 +221,13 @@ def test_who_neither_writes_nor_answers_is_not_loaded(
     Path("list.json").write_text(json.dumps(items))
     done = premeditate("score", *pictures, task.instruction, "--checklist", "list.json", "--verifier", "exact")
     assert done.code == 0 and "by a person" in done.out
-    refused = premeditate(
-        "score", *pictures, "x", "--checklist", "list.json", "--verifier", "exact", "--canary"
-    )  # fmt: skip
-    assert refused.code == 2 and "has no canary" in refused.err
+    words = ("score", *pictures, "x", "--checklist", "list.json", "--verifier", "exact")
+    for more, said in (
+        (("--canary",), "--canary"), (("-k", "7", "--no-explain"), "-k, --no-explain"), (("-k", "1"), "-k"),
+        (("--explain",), "--explain"),
+    ):  # fmt: skip
+        refused = premeditate(*words, *more)
+        assert refused.code == 2 and f"the verifier exact takes no {said}; leave that out" in refused.err
 
 
 def test_pictures_of_different_sizes_are_pointed_out(models: Install, pictures: tuple[Path, Path]) -> None:

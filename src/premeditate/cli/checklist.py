@@ -64,7 +64,7 @@ def checklist(
     """
     from premeditate import images
     from premeditate.errors import check_instruction
-    from premeditate.rewards.checklists.builder import Subject, check_wanted
+    from premeditate.rewards.checklists.builder import Subject
     from premeditate.rewards.checklists.files import dump_checklist, write_checklist
     from premeditate.rewards.checklists.pool import Pool as Examples
 
@@ -72,7 +72,7 @@ def checklist(
     instruction = check_instruction(instruction)
     source = images.load(image)
     references = tuple(images.load(name) for name in reference or ())
-    options: dict[str, Any] = {"wanted": check_wanted(read_counts(counts))}
+    options: dict[str, Any] = {"wanted": read_counts(counts)}
     if pool is not None:
         options["pool"] = Examples.load(pool)
     if output is not None:
@@ -175,14 +175,21 @@ def not_written(found: Checklist) -> ModelError:
 
 
 def read_counts(text: str) -> Wanted:
-    """ "3-4,3-4,2-3" or "3,3,2" as numbers of each dimension. Raises ValueError."""
+    """ "3-4,3-4,2-3" or "3,3,2" as numbers of each dimension. Raises ValueError for numbers that make no sense too."""
     from premeditate.prompts.general import DIMENSIONS
+    from premeditate.rewards.checklists.builder import MOST, check_wanted
 
     parts = [re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", part) for part in text.split(",")]
     if len(parts) != len(DIMENSIONS) or not all(parts):
         raise PremeditateError(f"--counts {text!r} is not three numbers", f"write follow,keep,quality: {COUNTS}")
     pairs = [(int(found[1]), int(found[2] or found[1])) for found in parts if found]
-    return dict(zip(DIMENSIONS, pairs, strict=True))
+    try:
+        return check_wanted(dict(zip(DIMENSIONS, pairs, strict=True)))
+    except PremeditateError:
+        raise PremeditateError(
+            f"--counts {text!r} are no numbers of questions: at least, at most, up to {MOST} and not all 0",
+            f"write {COUNTS}",
+        ) from None
 
 
 def show_checklist(console: Console, found: Checklist) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -50,14 +51,27 @@ def score(
         ),
     ] = None,
     votes: Annotated[
-        int, typer.Option("-k", "--votes", min=1, max=100, help="Answers to draw where there are no probabilities.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "-k",
+            "--votes",
+            min=1,
+            max=100,
+            help="Answers to draw where there are no probabilities [default: 1].",
+            show_default=False,
+        ),
+    ] = None,
     canary: Annotated[
         bool, typer.Option("--canary", help="Leave out what the judge says of the unedited picture as well.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain/--no-explain", help="Have the judge say what it saw, where it speaks.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--explain/--no-explain",
+            help="Have the judge say what it saw, where it speaks [default: explain].",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Timeout = None,
     json_output: AsJson = False,
 ) -> int:
@@ -75,11 +89,13 @@ def score(
     if verifier == "none":
         raise PremeditateError("without a verifier there is nothing to score", "leave --verifier out, or name one")
     filed = None if checklist is None else read_checklist(checklist)
-    judge = {"k": votes, "canary": canary, "explain": explain}
+    told = {"-k": votes is not None, "--canary": canary, "--explain": explain is True, "--no-explain": explain is False}
+    judge = {"k": votes or 1, "canary": canary, "explain": explain is not False}
     # Who neither writes nor answers is not loaded.
     outcome = writing.with_reasoner(
         reasoner if verifier == "reasoner" or filed is None else None, pictures[:1], timeout,
-        lambda model: _score(model, pictures, instruction, verifier, filed, judge, timeout),
+        lambda model: _score(model, pictures, instruction, verifier, filed, judge, timeout,
+                             [name for name, given in told.items() if given]),
     )  # fmt: skip
     verdict = outcome.verdict
     code = ExitCode.MODEL
@@ -97,8 +113,9 @@ def score(
 
 async def _score(
     model: Reasoner | None, pictures: tuple[Image.Image, Image.Image], instruction: str, spec: str, filed: Filed | None,
-    options: dict[str, Any], timeout: float | None,
+    options: dict[str, Any], timeout: float | None, told: Sequence[str],
 ) -> Outcome:  # fmt: skip
+    """`told`: names of those of the options that were given."""
     from premeditate import api
     from premeditate.engine.pool import Policy
     from premeditate.rewards.base import Sample
@@ -110,8 +127,10 @@ async def _score(
     if isinstance(judge, ChecklistVerifier):
         judge = ChecklistVerifier(judge.reasoner, **options)
         writing.check_picture(None if spec == "reasoner" else spec, judge.reasoner, pictures[0])
-    elif options["canary"]:
-        raise PremeditateError(f"the verifier {spec} has no canary", "leave --canary out, or name a reasoner as judge")
+    elif told:
+        raise PremeditateError(
+            f"the verifier {spec} takes no {', '.join(told)}", "leave that out, or name a reasoner as judge"
+        )
     notes = _notes(pictures, instruction, filed)
     task = Task(id="score", images=(), instruction=instruction)
     try:
