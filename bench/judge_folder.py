@@ -199,6 +199,9 @@ def panel(spec: str, timeout: float, k: int, only: Sequence[str] = ()) -> tuple[
         ("digits", load_reward(f"digits[least_mass=0]:{spec}", reasoner)),
         ("preservation", Preservation()),
     ]
+    names = [name for name, _ in entries]
+    if unknown := [name for name in only if name not in names]:
+        raise SystemExit(f"there is no reward {unknown[0]!r}; there are {', '.join(names)}")
     chosen = [Entry(reward, timeout=timeout, name=name) for name, reward in entries if not only or name in only]
     return Panel(chosen), builder
 
