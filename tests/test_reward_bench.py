@@ -20,7 +20,7 @@ from premeditate.reasoners.base import ChatRequest, Completion
 from premeditate.rewards.base import Sample
 from premeditate.rewards.specs import load_reward
 from premeditate.trace import Answer, ChecklistItem, Verdict
-from support.pair_files import ROW, bench, painted, pairs_of, reddened, vote, write
+from support.pair_files import EDITSCORE, ROW, bench, painted, pairs_of, reddened, vote, write
 from support.rewards import Plain, function
 
 
@@ -224,6 +224,15 @@ def test_groups_of_rows_whose_ids_come_again(folder: Path) -> None:
     assert tiger_of(write(folder, [*trio, *two])) == ({2: (1, 2), 3: (1, 1)}, (2, 3), (2, 3), 0)
     lost = [*trio[:2], {**trio[2], "ranking": "?"}, erb("8_0", "r-"), *two]
     assert tiger_of(write(folder, lost)) == ({2: (1, 3), 3: (0, 1)}, (1, 4), (1, 2), 2)
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 3), (3, 3), (5, 4), (9, 4), (10, 10), (99, 11), (None, 11)])
+def test_a_part_of_a_file_cuts_no_group(folder: Path, n: int | None, count: int) -> None:
+    rows = [bench("r", "s", "no"), bench("r", "s"), bench("r", "s", "t", "u"), bench("r", "s")]
+    pairs = list(run.load_pairs(str(write(folder, rows)), n))
+    assert len(pairs) == count
+    (loose,) = run.load_pairs(str(write(folder, [EDITSCORE] * 3)), 1)
+    assert loose.group == ""
 
 
 def test_ties_of_two_edits_have_a_threshold_from_the_other_half(folder: Path) -> None:

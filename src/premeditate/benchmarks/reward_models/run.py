@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ def load_pairs(
     data: str, n: int | None, seed: int = 0, *, root: Path | None = None, format: str | None = None
 ) -> Iterable[Pair | BadPair]:
     """At most `n` pairs of `data`: a name in `PAIRS`, "module:function", or a file (`premeditate.datasets.preferences`,
-    where `seed` decides which pairs are turned round). Raises `PairsError`."""
+    where `seed` decides which pairs are turned round; of a comparison of several edits come all pairs or none, but for
+    the first, which comes whole). Raises `PairsError`."""
     if not is_made(data):
-        return islice(read(Path(data), root=root, format=format, mix=seed), n)
+        return _whole(read(Path(data), root=root, format=format, mix=seed), n)
     told = ["root"] * (root is not None) + ["format"] * (format is not None)
     if told:
         raise PairsError(f"the pairs {data} are made, and take no {' and no '.join(told)}", "leave that out")
@@ -46,6 +47,17 @@ def load_pairs(
         raise PairsError(f"the pairs {data} cannot be loaded ({error})", "check module:function") from error
     made: Iterable[Pair | BadPair] = make(1000 if n is None else n, seed)
     return made
+
+
+def _whole(pairs: Iterable[Pair | BadPair], n: int | None) -> Iterator[Pair | BadPair]:
+    """The first `n`, without the group that they would cut."""
+    count = 0
+    for _, numbered in groupby(enumerate(pairs), lambda item: item[1].group or item[0]):
+        part = [pair for _, pair in numbered]
+        if n is not None and count and count + len(part) > n:
+            return
+        yield from part
+        count += len(part)
 
 
 def is_made(data: str) -> bool:
