@@ -40,6 +40,7 @@ from premeditate import presets
 from premeditate.benchmarks.reward_models.pairwise import Accuracy, accuracy, label
 from premeditate.benchmarks.reward_models.repeats import spread
 from premeditate.benchmarks.reward_models.run import evaluate
+from premeditate.benchmarks.reward_models.seeds import APART
 from premeditate.microworld.checker import decode_arrays
 from premeditate.microworld.pairs import micro_pairs
 from premeditate.microworld.verifier import ExactVerifier
@@ -53,8 +54,6 @@ from premeditate.rewards.verified import VerifiedReward
 from premeditate.stats import Rate
 from premeditate.trace import Verdict
 
-APART = 1_000
-"""Between the seeds of two repeats; votes take consecutive ones."""
 DRAWS = 2_000
 """Of a bootstrap."""
 
