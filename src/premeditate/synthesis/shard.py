@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from premeditate.datasets.judged import Candidate, JudgedEdit, put
-from premeditate.datasets.tasks import BadRow, TaskRow
+from premeditate.datasets.tasks import BadRow, TaskRow, prompt_of
 from premeditate.editors.base import Editor, EditRequest, EditResult
 from premeditate.errors import PremeditateError, check_instruction, one_line
 from premeditate.images import resize_back
@@ -91,14 +91,6 @@ class _Edit:
         """What judges and verifier see: nothing of what else the task knows."""
         task = Task(id=self.id, images=(), instruction=self.row.instruction)
         return Sample(task, self.row.images[0], self.image, Checklist(items=self.items))
-
-
-def prompt_of(row: TaskRow) -> str:
-    """What editors are told: meta["prompt"] where the task has one, else its instruction. Raises ValueError."""
-    prompt = row.meta.get("prompt", row.instruction)
-    if not isinstance(prompt, str):
-        raise PremeditateError("its meta.prompt is no text", "give a text, or leave it out")
-    return check_instruction(prompt)
 
 
 class Maker:
