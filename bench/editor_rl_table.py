@@ -1,9 +1,11 @@
 """What editor RL reached: a table and curves from the folders of finished runs.
 
     python bench/editor_rl_table.py runs/* --png docs/results/editor-rl.png [--json docs/results/editor-rl.json]
+                                    [--until STEP]
 
 Runs of one recipe name are its seeds. Success is the share of held-out tasks that the deterministic sampler gets
-exactly right; intervals are 95 %: Wilson's over a run's tasks, Student's over seeds.
+exactly right; intervals are 95 %: Wilson's over a run's tasks, Student's over seeds. `proxy`: what a judge that is the
+reward says of the same edits.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from premeditate.training.journal import RECIPE, read
 from premeditate.training.recipe import Recipe
 
 SUCCESS = "eval/success.success"
-OTHERS = {"follow": "eval/graded.follow", "keep": "eval/graded.keep", "ssim outside": "eval/preservation.ssim"}
+OTHERS = {"follow": ("eval/graded.follow",), "keep": ("eval/graded.keep",), "ssim outside": ("eval/preservation.ssim",),
+          "proxy": ("eval/rrm.overall", "eval/viescore.overall")}  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -38,7 +41,7 @@ def summary(name: str, runs: Mapping[int, Sequence[Row]]) -> dict[str, Any]:
             "steps": last["step"],
             "before": rate(first),
             "after": rate(last),
-            "others": {k: [first.get(v), last.get(v)] for k, v in OTHERS.items()},
+            "others": {k: [first[v], last[v]] for k, names in OTHERS.items() for v in names if v in first},
             "rollout_forwards": sum(row["rollout_forwards"] for row in steps) / len(steps),
             "informative": sum(row["groups/informative"] for row in steps[-20:]) / len(steps[-20:]),
         })  # fmt: skip
@@ -58,6 +61,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def shift(ends: Sequence[Sequence[float]]) -> str:
+    """From the mean of the firsts to the mean of the lasts."""
+    before, after = (sum(end[i] for end in ends) / max(1, len(ends)) for i in range(2))
+    return f"{before:.3f} -> {after:.3f}" if ends else "-"
+
+
 def line(found: Mapping[str, Any]) -> str:
     seeds = found["seeds"]
     before = seeds[0]["before"]
@@ -68,9 +77,7 @@ def line(found: Mapping[str, Any]) -> str:
     if "mean" in found:
         m = found["mean"]
         together = f"{percent(m['value'])} [{percent(m['low'])}, {percent(m['high'])}]"
-    other = " | ".join(
-        f"{seeds[0]['others'][k][0]:.3f} -> {sum(s['others'][k][1] for s in seeds) / len(seeds):.3f}" for k in OTHERS
-    )
+    other = " | ".join(shift([s["others"][k] for s in seeds if k in s["others"]]) for k in OTHERS)
     forwards = sum(s["rollout_forwards"] for s in seeds) / len(seeds)
     return (
         f"| {found['recipe']} | {seeds[0]['steps']} | {percent(before['value'])} [{percent(before['low'])}, "
@@ -81,6 +88,7 @@ def line(found: Mapping[str, Any]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    options.add_argument("--until", type=int, help="leave out what came after this step")
     options.add_argument("--png", type=Path, help="draw the curves there")
     options.add_argument("--json", type=Path, help="write the figures there")
     args = options.parse_args()
@@ -89,7 +97,8 @@ def main() -> None:
         recipe = load_config(Recipe, folder / RECIPE, [])
         if recipe.seed in runs[recipe.name]:
             options.error(f"two runs of {recipe.name} have the seed {recipe.seed}")
-        runs[recipe.name][recipe.seed] = read(folder)
+        rows = read(folder)
+        runs[recipe.name][recipe.seed] = [row for row in rows if args.until is None or row["step"] <= args.until]
     found = [summary(name, seeds) for name, seeds in runs.items()]
     print("| recipe | steps | success before, % | after, each seed | mean of the seeds | "
           + " | ".join(OTHERS) + " | forwards a rollout |")  # fmt: skip
