@@ -79,12 +79,12 @@ def right(found: dict[str, Any], ties: Any = "wrong") -> Accuracy:
     return accuracy([label(*pair) for pair in found["scores"]], found["preference"], ties)
 
 
-def correct(found: dict[str, Any]) -> Any:
-    """[pairs]: 1 right, 1/2 a tie, 0 wrong, NaN missing."""
+def correct(found: dict[str, Any], tie: float) -> Any:
+    """[pairs]: 1 right, 0 wrong, `tie` for a tie, NaN missing."""
     out = []
     for pair, truth in zip(found["scores"], found["preference"], strict=True):
         said = label(*pair)
-        out.append(math.nan if said is None else 0.5 if said == "tie" else float(said == truth))
+        out.append(math.nan if said is None else tie if said == "tie" else float(said == truth))
     return np.array(out)
 
 
@@ -126,7 +126,7 @@ def lines(groups: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> list[str]
 
 
 def compared(groups: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> list[str]:
-    out = ["| gain (ties half, points) | model | difference | each seed |", "|---|---|---|---|"]
+    out = ["| gain, points | model | ties half | each seed | ties wrong | each seed |", "|---" * 6 + "|"]
     sizes = list(dict.fromkeys(size for size, _ in groups))
     asked = [(f"{a} - {b}", size, (size, a), (size, b)) for size in sizes for a, b in COMPARED]
     if len(sizes) == 2:
@@ -134,9 +134,12 @@ def compared(groups: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> list[s
     for name, what, one, other in asked:
         common = sorted(set(groups.get(one, {})) & set(groups.get(other, {})))
         if common:
-            found = difference(*([correct(groups[key][s]) for s in common] for key in (one, other)))
-            told = f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-            out.append(f"| {name} | {what} | {told} | {', '.join(f'{100 * g:+.1f}' for g in found['seeds'])} |")
+            cells = [name, what]
+            for tie in (0.5, 0.0):
+                found = difference(*([correct(groups[key][s], tie) for s in common] for key in (one, other)))
+                cells += [f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]",
+                          ", ".join(f"{100 * g:+.1f}" for g in found["seeds"])]  # fmt: skip
+            out.append(f"| {' | '.join(cells)} |")
     return out
 
 
