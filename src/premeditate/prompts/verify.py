@@ -129,6 +129,11 @@ def check_mode(mode: str) -> Mode:
     raise ValueError(f"there is no mode {mode!r}; use one of: {', '.join(MODES)}")
 
 
+def lacks_thought(thought: str, mode: Mode) -> bool:
+    """Whether an answer in `mode` has to hold a thought and this one has no letter or digit."""
+    return mode != "verify" and _WORD.search(thought) is None
+
+
 def judge(instruction: str, principles: Sequence[ChecklistItem], mode: Mode = "both") -> str:
     """What asks for an answer in `mode`. The pictures that go with it: the original, the edit. Raises ValueError for
     no principles."""
@@ -188,7 +193,7 @@ def parse(text: str, count: int, mode: Mode = "both") -> Judged:
     found = [] if mode == "think" else [match for line in lines if (match := _VERDICT.fullmatch(line.rstrip()))]
     score, thought = _score(said), _thought(text, said)
     whole = mode == "think" or (count > 0 and [int(match[1]) for match in found] == list(range(1, count + 1)))
-    if score is None or not whole or not (mode == "verify" or _WORD.search(thought)):
+    if score is None or not whole or lacks_thought(thought, mode):
         return Judged(failure(text), thought=thought or _harmless(said))
     points = _points(thought)
     evidence = tuple(_short(m[3] or points.get(int(m[1]), "") or m[0]) for m in found)

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 
 from premeditate.prompts.base import clean
 from premeditate.prompts.terse import LIMIT
-from premeditate.prompts.verify import MODES, TOP, Judged, Mode, check_mode
+from premeditate.prompts.verify import MODES, TOP, Judged, Mode, check_mode, lacks_thought
 from premeditate.trace import ChecklistItem
 
 _HEAD = re.compile(r"([0-9]{1,3})(?: .*)?")
 _SCORE = re.compile(r"\s*([0-9]{1,2}(?:\.[0-9]{1,4})?)\s*")
-_WORD = re.compile(r"[^\W_]")
 _WORDS = {"yes": True, "no": False}
 
 
@@ -67,7 +66,7 @@ def parse(text: str, count: int, mode: Mode = "both") -> Judged:
     listed = len(words) == count > 0 and [head and head[1] for head in heads] == [str(i) for i in range(1, count + 1)]
     whole = mode == "think" or (listed and all(word in _WORDS for word in words))
     thought = "" if mode == "verify" else _plain(parts[0])
-    if score is None or float(score[1]) > TOP or not whole or not (mode == "verify" or _WORD.search(thought)):
+    if score is None or float(score[1]) > TOP or not whole or lacks_thought(thought, mode):
         return Judged("unparsable", thought=text)
     evidence = tuple(thought or word for word in words)
     return Judged("scored", tuple(_WORDS[word] for word in words), float(score[1]), thought, evidence)
