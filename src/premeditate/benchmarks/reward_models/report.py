@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from premeditate.benchmarks.reward_models.calibration import Reliability, reliability
@@ -38,7 +39,7 @@ REASONS = 5
 class Report:
     """What a judge said about pairs. `bad`: rows of the data that were no pairs. `answers`: what it said about single
     questions, and the exact checker's answers to the same, where there are any. `reasons`: why edits have no score, and
-    how many, in all repeats."""
+    how many, in all repeats. Figures are worked out once, when they are asked for."""
 
     settings: dict[str, Any]
     rows: tuple[Row, ...]
@@ -58,11 +59,11 @@ class Report:
         values = sorted({getattr(row, column) for row in self.rows} - {""})
         return {v: self.accuracy("wrong", [r for r in self.rows if getattr(r, column) == v]) for v in values}
 
-    @property
+    @cached_property
     def calibrated(self) -> tuple[Accuracy, tuple[float, float]]:
         return calibrated([row.difference for row in self.rows], [row.preference for row in self.rows])
 
-    @property
+    @cached_property
     def spread(self) -> Spread | None:
         """Over the repeats, of every edit once; None for one repeat."""
         if not self.rows or len(self.rows[0].scores) < 2:
@@ -77,7 +78,7 @@ class Report:
         }
         return spread(list(zip(*columns.values(), strict=True)))
 
-    @property
+    @cached_property
     def orders(self) -> Orders | None:
         """The first repeat and the second, which shows every pair the other way round."""
         if not self.rows or len(self.rows[0].scores) < 2:
@@ -86,34 +87,34 @@ class Report:
         backward = [None if (said := label(*row.scores[1])) is None else SWAPPED[said] for row in self.rows]
         return both_orders(forward, backward, [row.preference for row in self.rows])
 
-    @property
+    @cached_property
     def tasks(self) -> dict[str, Tasks]:
         """EditScore's protocol, where the pairs say their task and dimension."""
         rows = [row for row in self.rows if row.kind and row.dimension]
         said = [label(*row.means) for row in rows]
         return editscore([r.kind for r in rows], [r.dimension for r in rows], said, [r.preference for r in rows])
 
-    @property
+    @cached_property
     def tiger(self) -> dict[str, Counts]:
         """TIGER-Lab's protocol ("strict", "calibrated"), where the pairs are of groups; {} else."""
         return tiger_counts(self.rows, self.bad)
 
-    @property
+    @cached_property
     def genai(self) -> dict[str, Counts]:
         """GenAI-Bench's ("strict", "calibrated"), where people told good ties from bad ones; {} else."""
         return genai_counts(self.rows, self.bad)
 
-    @property
+    @cached_property
     def statuses(self) -> dict[str, int]:
         """Of the edits, each once, in all repeats."""
         edits = {edit: [s[k] for s in row.statuses] for row in self.rows for k, edit in enumerate(row.edits)}
         return dict(Counter(status for statuses in edits.values() for status in statuses))
 
-    @property
+    @cached_property
     def agreement(self) -> Mapping[str, Agreement]:
         return agreement([a for a, _ in self.answers], [b for _, b in self.answers]) if self.answers else {}
 
-    @property
+    @cached_property
     def reliability(self) -> Reliability | None:
         """Of the probabilities of yes, against the exact checker; None without questions."""
         pairs = [(a, b) for one, two in self.answers for a, b in zip(one.answers, two.answers, strict=True)]
