@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from premeditate.rl import grouping
+from premeditate.rl.grouping.gcpo import Missing
 from premeditate.training.recipe import Grouping
 
 
@@ -27,7 +27,7 @@ def advantages(rewards_GD: Tensor, how: Grouping, weights_D: Tensor) -> tuple[Te
     return (values.clamp(-how.clip, how.clip) if how.clip else values), mask
 
 
-def _both(winners: Tensor, losers: Tensor, missing: Literal["left out", "lost"]) -> tuple[Tensor, Tensor]:
+def _both(winners: Tensor, losers: Tensor, missing: Missing) -> tuple[Tensor, Tensor]:
     """As the other groupings, where all advantages are 0 the group teaches nothing and is masked."""
     values = torch.cat(grouping.gcpo(winners, losers, missing=missing))
     counted = ~torch.cat([winners, losers]).isnan() | (missing == "lost")
