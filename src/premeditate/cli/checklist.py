@@ -117,6 +117,7 @@ def with_reasoner(spec: str | None, pictures: Sequence[Any], timeout: float | No
     from premeditate import presets
     from premeditate.engine.pool import Policy
     from premeditate.engine.pooled import pooled
+    from premeditate.reasoners.base import close
 
     model: Any = None if spec is None else pooled(presets.load_reasoner(spec), Policy(timeout=timeout))
     for picture in pictures:
@@ -146,12 +147,6 @@ def check_picture(spec: str | None, model: Any, picture: Any) -> None:
     twin = presets.EDITORS.get(spec or "")
     where = None if twin is None else twin.options.get("domain")
     api.check_source([model, *([_Domain(where)] if isinstance(where, str) else [])], picture)
-
-
-async def close(model: Any) -> None:
-    """Closes what has anything to close."""
-    if callable(aclose := getattr(model, "aclose", None)):
-        await aclose()
 
 
 def check_language(model: Reasoner, told: Sequence[str]) -> None:

@@ -118,6 +118,7 @@ async def _score(
     """`told`: names of those of the options that were given."""
     from premeditate import api
     from premeditate.engine.pool import Policy
+    from premeditate.reasoners.base import close
     from premeditate.rewards.base import Sample
     from premeditate.rewards.checklist import ChecklistVerifier
     from premeditate.trace import Task
@@ -146,7 +147,7 @@ async def _score(
         return Outcome(verdict, written, found, notes)
     finally:
         if (asked := getattr(judge, "reasoner", model)) is not model:
-            await writing.close(asked)
+            await close(asked)
 
 
 async def _written(model: Reasoner, source: Image.Image, instruction: str) -> Checklist:

@@ -55,3 +55,9 @@ async def chat_all(reasoner: Reasoner, requests: Sequence[ChatRequest]) -> list[
     if len(done) != len(requests):
         raise RuntimeError(f"{reasoner.name} returned {len(done)} completions for {len(requests)}")
     return done
+
+
+async def close(model: object) -> None:
+    """Closes a model, or anything else, that has an `aclose`."""
+    if callable(aclose := getattr(model, "aclose", None)):
+        await aclose()

@@ -13,7 +13,7 @@ from typing import Any
 
 from premeditate.errors import one_line
 from premeditate.prompts.general import fault
-from premeditate.reasoners.base import Reasoner
+from premeditate.reasoners.base import Reasoner, close
 from premeditate.rewards.base import RewardError, Sample, Verifier
 from premeditate.rewards.checklists.builder import ChecklistBuilder, subject_of
 from premeditate.trace import Checklist, ChecklistItem, Task, Verdict
@@ -59,8 +59,7 @@ class VerifiedReward:
         """Closes the reasoners that write and that answer, where these have anything to close."""
         found = {id(r): r for r in (getattr(self.builder, "reasoner", None), getattr(self.verifier, "reasoner", None))}
         for reasoner in found.values():
-            if callable(close := getattr(reasoner, "aclose", None)):
-                await close()
+            await close(reasoner)
 
     async def _with_checklists(self, samples: Sequence[Sample]) -> list[Sample]:
         ready = [

@@ -15,7 +15,7 @@ from premeditate.editors.callable import CallableEditor
 from premeditate.engine.pool import Policy
 from premeditate.engine.pooled import pooled
 from premeditate.errors import ModelError, one_line
-from premeditate.reasoners.base import Reasoner
+from premeditate.reasoners.base import Reasoner, close
 from premeditate.reasoners.callable import CallableReasoner
 from premeditate.rewards.base import Verifier
 from premeditate.rewards.checklist import ChecklistVerifier
@@ -64,8 +64,7 @@ class Parts:
         )
 
     async def aclose(self) -> None:
-        closing = [close() for model in self.models if callable(close := getattr(model, "aclose", None))]
-        await asyncio.gather(*closing, return_exceptions=True)
+        await asyncio.gather(*map(close, self.models), return_exceptions=True)
 
 
 def load(

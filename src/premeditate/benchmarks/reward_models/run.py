@@ -19,6 +19,7 @@ from premeditate.benchmarks.reward_models.protocols import Four, four_label
 from premeditate.benchmarks.reward_models.report import Report
 from premeditate.benchmarks.reward_models.row import Row
 from premeditate.datasets.preferences import LABEL, BadPair, Pair, PairsError, read
+from premeditate.reasoners.base import close
 from premeditate.rewards.base import Reward, Sample, Verifier
 from premeditate.rewards.panel import Entry, Panel
 from premeditate.trace import Checklist, Task, Verdict
@@ -147,8 +148,7 @@ class _Turns:
 
     async def aclose(self) -> None:
         for one in {id(reward): reward for reward in self.rewards}.values():
-            if callable(close := getattr(one, "aclose", None)):
-                await close()
+            await close(one)
 
 
 class _Asker:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from premeditate.errors import ModelError
 from premeditate.prompts.general import failure
 from premeditate.prompts.judging import DIGITS, EVIDENCE, digit
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, close
 from premeditate.rewards.base import Sample
 from premeditate.rewards.judges.votes import ask
 from premeditate.trace import Status, Verdict
@@ -66,8 +66,7 @@ class DigitScore:
         return [self._verdict(done, seconds) for (done,) in completions]
 
     async def aclose(self) -> None:
-        if callable(close := getattr(self.reasoner, "aclose", None)):
-            await close()
+        await close(self.reasoner)
 
     def _request(self, sample: Sample) -> ChatRequest:
         requirement = sample.task.meta.get("requirement")

@@ -26,7 +26,7 @@ from premeditate.errors import ModelError
 from premeditate.images import resize_back
 from premeditate.prompts import judging
 from premeditate.prompts.judging import PARTS, Reading
-from premeditate.reasoners.base import ChatRequest, Completion, Reasoner
+from premeditate.reasoners.base import ChatRequest, Completion, Reasoner, close
 from premeditate.rewards.base import Sample, worst
 from premeditate.rewards.judges.votes import Repeats, Votes, ask
 from premeditate.trace import Status, Verdict
@@ -91,8 +91,7 @@ class IntervalJudge:
         return [self._judgement(done) for done in completions]
 
     async def aclose(self) -> None:
-        if callable(close := getattr(self.reasoner, "aclose", None)):
-            await close()
+        await close(self.reasoner)
 
     def _requests(self, sample: Sample) -> list[ChatRequest]:
         edit = resize_back(sample.edit, sample.source.size)

@@ -12,6 +12,7 @@ from premeditate import presets
 from premeditate.datasets.preferences import BadPair, Pair, PairPaths
 from premeditate.engine.pooled import pooled
 from premeditate.files import check_writable, write_atomic
+from premeditate.reasoners.base import close
 from premeditate.rewards.checklists.builder import ChecklistBuilder, Subject
 from premeditate.trace import Checklist, ChecklistItem
 from premeditate.training.distributed import World
@@ -37,7 +38,8 @@ def principles(
     def make(alive: Callable[[], None]) -> list[Principles | str]:
         path = check_writable(out / FILE)
         known = _read(path) if resumed and path.exists() else {}
-        named = {key(row): row for row in rows}
+        keys = [key(row) for row in rows]
+        named = dict(zip(keys, rows, strict=True))
         if lacking := {name: row for name, row in named.items() if name not in known}:
             model = pooled(presets.load_reasoner(str(data.checklists)))
             builder = ChecklistBuilder(model, folder=data.folder)
@@ -45,7 +47,7 @@ def principles(
             found = {name: (row.id, one) for (name, row), one in zip(lacking.items(), made, strict=True)}
             known |= found
             write_atomic(path, "".join(_line(name, *one) for name, one in known.items()).encode())
-        return [known[key(row)][1] for row in rows]
+        return [known[name][1] for name in keys]
 
     return list(world.from_first(make))
 
@@ -62,8 +64,7 @@ async def _written(
             found += await _portion(builder, rows[start : start + _PORTION])
             alive()
     finally:
-        if callable(close := getattr(builder.reasoner, "aclose", None)):
-            await close()
+        await close(builder.reasoner)
     return found
 
 
