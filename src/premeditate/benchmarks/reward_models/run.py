@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from premeditate.attribute import load_attribute
+from premeditate.attribute import is_attribute, load_attribute
 from premeditate.benchmarks.reward_models.pairwise import TIES
 from premeditate.benchmarks.reward_models.protocols import Four, four_label
 from premeditate.benchmarks.reward_models.report import Report
@@ -63,9 +63,7 @@ def _whole(pairs: Iterable[Pair | BadPair], n: int | None) -> Iterator[Pair | Ba
 
 def is_made(data: str) -> bool:
     """Whether `data` is a name in `PAIRS` or "module:function", and no file."""
-    module, colon, _ = PAIRS.get(data, data).partition(":")
-    named = bool(colon) and module.replace(".", "").replace("_", "").isalnum()
-    return named and (data in PAIRS or not Path(data).exists())
+    return data in PAIRS or is_attribute(data, or_file=True)
 
 
 def check_score(score: str | Mapping[str, str] | None, dimensions: Iterable[str], *, whole: bool = True) -> None:
